@@ -1,0 +1,65 @@
+//! The operator's verbs: each asks an agent on this node by its Unix socket.
+
+use std::path::PathBuf;
+
+/// What was asked for cannot be done as asked; nothing was changed. Exit code 2.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Refused(pub String);
+
+#[derive(Clone, Copy, Debug, Default, clap::ValueEnum)]
+pub enum Output {
+    #[default]
+    Text,
+    Json,
+}
+
+/// Where to ask, how to answer: the same for every verb.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Common {
+    /// The agent's Unix socket.
+    #[arg(long, default_value = "/run/reroute/agent.sock")]
+    pub socket: PathBuf,
+    #[arg(long, value_enum, default_value_t)]
+    pub output: Output,
+}
+
+#[derive(clap::Subcommand)]
+pub enum Verb {
+    /// Sessions and their health, hosts and their routes, logins with epochs.
+    Status(Common),
+    /// On an SCVM: clients, connections, calls waiting, latency.
+    Flows {
+        #[command(flatten)]
+        common: Common,
+        /// Repeat every this many seconds.
+        #[arg(long)]
+        watch: Option<u64>,
+    },
+    /// On an SCVM: suspend (`on`) or restore (`off`) enforcement at once, without Meta.
+    Bypass {
+        #[arg(value_enum)]
+        switch: Switch,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// On a host: the route to the service address.
+    #[command(subcommand)]
+    Route(RouteVerb),
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub enum Switch {
+    On,
+    Off,
+}
+
+#[derive(clap::Subcommand)]
+pub enum RouteVerb {
+    /// Take over a route to the service address that somebody else has set.
+    Adopt(Common),
+}
+
+pub fn run(_verb: Verb) -> anyhow::Result<()> {
+    anyhow::bail!("under construction")
+}

@@ -1,0 +1,460 @@
+//! The configuration file (TOML). One file serves every role: `[cluster]` is the same on all nodes, the section of
+//! the role is the node's own. Unknown keys are errors; nothing is guessed from a missing value.
+
+use reroute_core::ids::{FencePolicy, HostId, HostInfo, MS, Network, ScvmId, ScvmInfo};
+use serde::Deserialize;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+/// What is wrong with a configuration. Every one ends the process with exit code 2 before anything was touched.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("config {path}: cannot be read: {source}")]
+    Unreadable { path: PathBuf, source: std::io::Error },
+    /// Syntax, unknown keys, values of the wrong kind (an address that is not one): toml names line and key.
+    #[error("config {path}: {source}")]
+    Syntax { path: PathBuf, source: Box<toml::de::Error> },
+    #[error("config {path}: {key}: {why}")]
+    Value { path: PathBuf, key: String, why: String },
+    #[error("config {path}: section [{section}] is missing: this role needs it")]
+    NoSection { path: PathBuf, section: &'static str },
+    #[error("interface {name} ({key}) does not exist on this node: see `ip link`, then correct {key}")]
+    NoInterface { key: String, name: String },
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    cluster: Cluster,
+    #[serde(default)]
+    timing: Timing,
+    scvm: Option<Scvm>,
+    host: Option<Host>,
+    meta: Option<Meta>,
+}
+
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub cluster: Cluster,
+    pub timing: Timing,
+    pub path: PathBuf,
+    pub key: ClusterKey,
+    scvm: Option<Scvm>,
+    host: Option<Host>,
+    meta: Option<Meta>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Cluster {
+    pub id: String,
+    /// File with the shared secret, at least 32 bytes as hex.
+    pub key_file: PathBuf,
+    /// The fixed address every host mounts from.
+    pub service_address: Ipv4Addr,
+    #[serde(default = "Cluster::default_port")]
+    pub service_port: u16,
+    /// Every address Meta answers on: agents use all of them.
+    pub meta: Vec<SocketAddr>,
+    pub hosts: Vec<HostEntry>,
+    pub scvms: Vec<ScvmEntry>,
+}
+
+impl Cluster {
+    fn default_port() -> u16 {
+        2049
+    }
+    pub fn scvm(&self, id: ScvmId) -> Option<&ScvmEntry> {
+        self.scvms.iter().find(|s| s.id == id)
+    }
+    pub fn host(&self, id: HostId) -> Option<&HostEntry> {
+        self.hosts.iter().find(|h| h.id == id)
+    }
+    pub fn scvm_infos(&self) -> Vec<ScvmInfo> {
+        self.scvms.iter().map(ScvmEntry::info).collect()
+    }
+    pub fn host_infos(&self) -> Vec<HostInfo> {
+        self.hosts.iter().map(HostEntry::info).collect()
+    }
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HostEntry {
+    pub id: HostId,
+    pub name: String,
+    pub private: Ipv4Addr,
+    pub storage: Ipv4Addr,
+    pub management: Ipv4Addr,
+    pub local_scvm: ScvmId,
+}
+
+impl HostEntry {
+    pub fn info(&self) -> HostInfo {
+        HostInfo {
+            id: self.id,
+            name: self.name.clone(),
+            private: self.private.into(),
+            storage: self.storage.into(),
+            management: self.management.into(),
+            local_scvm: self.local_scvm,
+        }
+    }
+    pub fn address(&self, network: Network) -> Ipv4Addr {
+        match network {
+            Network::Private => self.private,
+            Network::Storage => self.storage,
+            Network::Management => self.management,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ScvmEntry {
+    pub id: ScvmId,
+    pub name: String,
+    pub storage: Ipv4Addr,
+    pub management: Ipv4Addr,
+    pub server: Server,
+}
+
+impl ScvmEntry {
+    pub fn info(&self) -> ScvmInfo {
+        ScvmInfo {
+            id: self.id,
+            name: self.name.clone(),
+            storage: self.storage.into(),
+            management: self.management.into(),
+            policy: self.server.policy,
+        }
+    }
+}
+
+/// The access server of an SCVM. The policy has no default: what may be killed is said in writing.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Server {
+    /// For people and records.
+    pub name: String,
+    pub pidfile: PathBuf,
+    pub policy: FencePolicy,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Scvm {
+    pub id: ScvmId,
+    /// A directory on a bpffs, for the pins of this SCVM alone.
+    pub bpf_dir: PathBuf,
+    pub state_dir: PathBuf,
+    /// Operators' Unix socket.
+    pub socket: PathBuf,
+    /// Where `/metrics` is served.
+    pub metrics: Option<SocketAddr>,
+    #[serde(default)]
+    pub mode: AdmissionMode,
+    pub interfaces: Interfaces,
+    /// Where the epoch of each admitted host is published for an access server that checks ownership itself.
+    pub epoch_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AdmissionMode {
+    /// Drop what is not admitted.
+    #[default]
+    Enforce,
+    /// Count what would be dropped. Gives no fence.
+    Shadow,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Interfaces {
+    pub private: String,
+    pub storage: String,
+    pub management: String,
+}
+
+impl Interfaces {
+    pub fn each(&self) -> [(Network, &str); 3] {
+        [
+            (Network::Private, &self.private),
+            (Network::Storage, &self.storage),
+            (Network::Management, &self.management),
+        ]
+    }
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Host {
+    pub id: HostId,
+    pub state_dir: PathBuf,
+    pub socket: PathBuf,
+    pub metrics: Option<SocketAddr>,
+    pub interfaces: Interfaces,
+    /// Our mark on routes (rtm_protocol).
+    #[serde(default = "Host::default_protocol")]
+    pub route_protocol: u8,
+}
+
+impl Host {
+    fn default_protocol() -> u8 {
+        199
+    }
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Meta {
+    pub listen: Vec<SocketAddr>,
+    pub state_dir: PathBuf,
+    pub socket: PathBuf,
+    pub metrics: Option<SocketAddr>,
+}
+
+/// Times, in milliseconds. The defaults are those of the design; the lab and tests use them too.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Timing {
+    /// Pulse to the active server.
+    pub pulse_ms: u64,
+    /// Pulse to standbys.
+    pub standby_pulse_ms: u64,
+    /// A path is lost after this long without a reply, while others answer.
+    pub path_lost_ms: u64,
+    pub keepalive_ms: u64,
+    /// Session lease for hosts that pulse.
+    pub session_ms: u64,
+    /// ... and for clients without an agent.
+    pub session_no_agent_ms: u64,
+    pub affirm_ms: u64,
+    /// A call older than this raises `unanswered`.
+    pub unanswered_ms: u64,
+    /// Calls waiting and no reply for anybody for this long raises `silent`.
+    pub silent_ms: u64,
+    /// The local server's NULL RPC must answer within this.
+    pub null_rpc_ms: u64,
+    /// Calls in progress get this long to finish before the policy is applied (unplanned moves).
+    pub drain_ms: u64,
+    /// ... and this long on planned moves, before these are given up.
+    pub planned_drain_ms: u64,
+    /// The local server must have been well for this long before the host returns.
+    pub hold_down_ms: u64,
+    pub hold_down_max_ms: u64,
+    pub shield_ms: u64,
+    pub timer_us: u64,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Timing {
+            pulse_ms: 10,
+            standby_pulse_ms: 50,
+            path_lost_ms: 60,
+            keepalive_ms: 100,
+            session_ms: 500,
+            session_no_agent_ms: 8000,
+            affirm_ms: 100,
+            unanswered_ms: 50,
+            silent_ms: 50,
+            null_rpc_ms: 50,
+            drain_ms: 20,
+            planned_drain_ms: 2000,
+            hold_down_ms: 3000,
+            hold_down_max_ms: 180_000,
+            shield_ms: 2000,
+            timer_us: 1000,
+        }
+    }
+}
+
+/// Milliseconds of the configuration as nanoseconds of the machines.
+pub const fn ns(ms: u64) -> u64 {
+    ms * MS
+}
+
+/// The cluster's shared secret.
+#[derive(Clone)]
+pub struct ClusterKey(pub Vec<u8>);
+
+impl std::fmt::Debug for ClusterKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ClusterKey(..)")
+    }
+}
+
+impl Config {
+    /// Reads and checks a file. Touches nothing.
+    pub fn load(path: &Path) -> Result<Config, ConfigError> {
+        let read = |p: &Path| {
+            std::fs::read_to_string(p)
+                .map_err(|source| ConfigError::Unreadable { path: p.to_path_buf(), source })
+        };
+        let text = read(path)?;
+        let file: File = toml::from_str(&text)
+            .map_err(|e| ConfigError::Syntax { path: path.to_path_buf(), source: Box::new(e) })?;
+        let key_text = read(&file.cluster.key_file)?;
+        let key = hex::decode(key_text.trim()).ok().filter(|k| k.len() >= 32).ok_or_else(|| {
+            ConfigError::Value {
+                path: path.to_path_buf(),
+                key: "cluster.key_file".into(),
+                why: format!(
+                    "{} must hold at least 32 bytes as hex (`openssl rand -hex 32`)",
+                    file.cluster.key_file.display()
+                ),
+            }
+        })?;
+        let config = Config {
+            cluster: file.cluster,
+            timing: file.timing,
+            path: path.to_path_buf(),
+            key: ClusterKey(key),
+            scvm: file.scvm,
+            host: file.host,
+            meta: file.meta,
+        };
+        config.check()?;
+        Ok(config)
+    }
+
+    pub fn scvm(&self) -> Result<&Scvm, ConfigError> {
+        let scvm = self.scvm.as_ref().ok_or_else(|| self.no_section("scvm"))?;
+        match self.cluster.scvm(scvm.id) {
+            Some(_) => Ok(scvm),
+            None => Err(self.bad("scvm.id", format!("{} is not among [[cluster.scvms]]", scvm.id))),
+        }
+    }
+    pub fn host(&self) -> Result<&Host, ConfigError> {
+        let host = self.host.as_ref().ok_or_else(|| self.no_section("host"))?;
+        match self.cluster.host(host.id) {
+            Some(_) => Ok(host),
+            None => Err(self.bad("host.id", format!("{} is not among [[cluster.hosts]]", host.id))),
+        }
+    }
+    pub fn meta(&self) -> Result<&Meta, ConfigError> {
+        self.meta.as_ref().ok_or_else(|| self.no_section("meta"))
+    }
+
+    fn no_section(&self, section: &'static str) -> ConfigError {
+        ConfigError::NoSection { path: self.path.clone(), section }
+    }
+    fn bad(&self, key: impl Into<String>, why: impl Into<String>) -> ConfigError {
+        ConfigError::Value { path: self.path.clone(), key: key.into(), why: why.into() }
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        let c = &self.cluster;
+        if c.id.is_empty() {
+            return Err(self.bad("cluster.id", "must not be empty"));
+        }
+        if c.service_port == 0 {
+            return Err(self.bad("cluster.service_port", "port 0 cannot be served: NFS uses 2049"));
+        }
+        if c.meta.is_empty() {
+            return Err(self.bad("cluster.meta", "name at least one address of Meta"));
+        }
+        let listens = self.meta.iter().flat_map(|m| m.listen.iter().chain(m.metrics.iter()));
+        let metrics = self.scvm.iter().flat_map(|s| s.metrics.iter());
+        let host_metrics = self.host.iter().flat_map(|h| h.metrics.iter());
+        for address in c.meta.iter().chain(listens).chain(metrics).chain(host_metrics) {
+            if address.port() == 0 {
+                return Err(self.bad("port", format!("{address}: port 0 names no service")));
+            }
+        }
+        if c.scvms.is_empty() {
+            return Err(self.bad("cluster.scvms", "name at least one SCVM"));
+        }
+        for s in &c.scvms {
+            if s.id.0 == 0 || c.scvms.iter().filter(|o| o.id == s.id).count() > 1 {
+                return Err(self.bad("cluster.scvms.id", format!("{}: ids start at 1 and are unique", s.id)));
+            }
+        }
+        for h in &c.hosts {
+            if h.id.0 == 0 || c.hosts.iter().filter(|o| o.id == h.id).count() > 1 {
+                return Err(self.bad("cluster.hosts.id", format!("{}: ids start at 1 and are unique", h.id)));
+            }
+            if c.scvm(h.local_scvm).is_none() {
+                return Err(self.bad(
+                    "cluster.hosts.local_scvm",
+                    format!("{} is not among [[cluster.scvms]]", h.local_scvm),
+                ));
+            }
+        }
+        self.check_addresses()?;
+        let t = &self.timing;
+        for (key, value) in [
+            ("timing.pulse_ms", t.pulse_ms),
+            ("timing.standby_pulse_ms", t.standby_pulse_ms),
+            ("timing.keepalive_ms", t.keepalive_ms),
+            ("timing.timer_us", t.timer_us),
+            ("timing.silent_ms", t.silent_ms),
+            ("timing.unanswered_ms", t.unanswered_ms),
+            ("timing.null_rpc_ms", t.null_rpc_ms),
+        ] {
+            if value == 0 {
+                return Err(self.bad(key, "must be more than 0"));
+            }
+        }
+        for (key, lease, beat) in [
+            ("timing.affirm_ms", t.affirm_ms, t.pulse_ms),
+            ("timing.session_ms", t.session_ms, t.keepalive_ms),
+            ("timing.path_lost_ms", t.path_lost_ms, t.pulse_ms),
+        ] {
+            if lease < 3 * beat {
+                return Err(self.bad(key, format!("{lease} ms must hold at least three beats of {beat} ms")));
+            }
+        }
+        Ok(())
+    }
+
+    /// An address stands for one node: two that claim it could be taken for each other.
+    fn check_addresses(&self) -> Result<(), ConfigError> {
+        let c = &self.cluster;
+        let hosts = c.hosts.iter().flat_map(|h| [(h.storage, &h.name), (h.management, &h.name)]);
+        let scvms = c.scvms.iter().flat_map(|s| [(s.storage, &s.name), (s.management, &s.name)]);
+        let mut seen: Vec<(Ipv4Addr, &String)> = Vec::new();
+        for (address, name) in hosts.chain(scvms) {
+            if let Some((_, other)) = seen.iter().find(|(a, _)| *a == address) {
+                return Err(self.bad("cluster", format!("{address} is claimed by both {other} and {name}")));
+            }
+            if address == c.service_address {
+                return Err(self.bad("cluster", format!("{address} of {name} is the service address")));
+            }
+            seen.push((address, name));
+        }
+        Ok(())
+    }
+}
+
+impl Interfaces {
+    /// Every interface must be there now: a typo must not look like a dead network later.
+    pub fn check(&self, section: &str) -> Result<(), ConfigError> {
+        for (network, name) in self.each() {
+            if interface_index(name).is_none() {
+                return Err(ConfigError::NoInterface {
+                    key: format!("{section}.interfaces.{network}"),
+                    name: name.to_string(),
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Index of an interface in this network namespace, whatever `/sys` shows (a mount may belong to another one).
+pub fn interface_index(name: &str) -> Option<u32> {
+    let socket =
+        rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None).ok()?;
+    rustix::net::netdevice::name_to_index(socket, name).ok()
+}
+
+/// Addresses as the maps hold them.
+pub fn map_address(ip: IpAddr) -> [u8; 16] {
+    match ip {
+        IpAddr::V4(v4) => reroute_common::mapped_ipv4(v4.octets()),
+        IpAddr::V6(v6) => v6.octets(),
+    }
+}

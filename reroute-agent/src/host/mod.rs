@@ -1,0 +1,5 @@
+use crate::config::Config;
+
+pub fn run(_config: Config) -> anyhow::Result<()> {
+    anyhow::bail!("host: under construction")
+}

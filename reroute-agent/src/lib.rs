@@ -1,0 +1,15 @@
+//! The agent: every role's I/O around the pure machines of `reroute-core`.
+
+pub mod cli;
+pub mod clock;
+pub mod config;
+pub mod host;
+pub mod journal;
+pub mod keys;
+pub mod meta;
+pub mod meta_client;
+pub mod netlink;
+pub mod realtime;
+pub mod scvm;
+pub mod sensor;
+pub mod service;

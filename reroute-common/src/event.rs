@@ -1,0 +1,40 @@
+//! What the programs tell userspace through the ring buffer: transitions only, each with the numbers it was decided on.
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// CLOCK_BOOTTIME ns, read by the program.
+    pub at: u64,
+    /// One of [`kind`].
+    pub kind: u32,
+    /// Client slot, or 0 where no one client is meant.
+    pub client: u32,
+    /// Flow slot, or `u32::MAX`.
+    pub flow: u32,
+    /// Calls waiting when it was decided.
+    pub waiting: u32,
+    /// Age of the oldest call, ns.
+    pub age_ns: u64,
+    /// The limit it was held against, ns; for [`kind::FIRST_REPLY`] the epoch.
+    pub limit: u64,
+}
+
+const _: () = assert!(size_of::<Event>() == 40);
+crate::pod!(Event);
+
+pub mod kind {
+    /// The oldest call of a connection is older than the limit.
+    pub const UNANSWERED: u32 = 1;
+    /// ... and has been answered since.
+    pub const UNANSWERED_END: u32 = 2;
+    /// Calls wait, and no reply has left for anybody for longer than the limit.
+    pub const SILENT: u32 = 3;
+    pub const SILENT_END: u32 = 4;
+    /// Nobody listens on the service address and port.
+    pub const LISTENER_GONE: u32 = 5;
+    pub const LISTENER_BACK: u32 = 6;
+    /// The first reply to a client since it was admitted at `limit` (an epoch).
+    pub const FIRST_REPLY: u32 = 7;
+    /// A client's host released it (RELEASE pulse); `limit` is the epoch.
+    pub const RELEASED: u32 = 8;
+}

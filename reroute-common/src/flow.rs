@@ -1,0 +1,119 @@
+//! One line per TCP connection to the service port, calls in progress included.
+
+/// Calls tracked per connection: a power of two, indexed by XID (clients count XIDs up).
+pub const CALL_SLOTS: usize = 64;
+/// Lines of the flow table: a power of two.
+pub const MAX_FLOWS: u32 = 16384;
+
+/// Values of [`Flow::state`].
+pub mod state {
+    pub const FREE: u32 = 0;
+    /// A CPU is writing the key.
+    pub const CLAIMED: u32 = 1;
+    pub const OPEN: u32 = 2;
+    /// FIN or RST seen.
+    pub const CLOSED: u32 = 3;
+}
+
+/// Bits of [`Stream::flags`].
+pub mod stream {
+    /// `next_seq` and `remaining` hold; otherwise the stream looks for a record to start from.
+    pub const SYNCED: u32 = 1;
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FlowKey {
+    pub remote: [u8; 16],
+    pub local: [u8; 16],
+    pub remote_port: u16,
+    pub local_port: u16,
+    pub network: u32,
+}
+const _: () = assert!(size_of::<FlowKey>() == 40);
+
+/// How far the record marks of one direction were followed (RFC 5531 §11).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stream {
+    pub flags: u32,
+    /// Sequence number expected next.
+    pub next_seq: u32,
+    /// Bytes left of the current fragment.
+    pub remaining: u32,
+    /// Bytes of `header` gathered so far (a header split between segments).
+    pub gathered: u32,
+    pub header: [u8; 32],
+    /// Times the stream was lost.
+    pub lost: u32,
+    /// Bit 31 of the current record mark was clear: another fragment of the same record follows.
+    pub more: u32,
+    pub packets: u64,
+    pub bytes: u64,
+    pub retransmitted: u64,
+}
+const _: () = assert!(size_of::<Stream>() == 80);
+
+/// Ingress owns `rx`, egress owns `tx`; everything both sides touch is atomic.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Flow {
+    pub state: u32,
+    /// Slot of the client.
+    pub client: u32,
+    pub key: FlowKey,
+    pub opened_at: u64,
+    pub last_at: u64,
+    pub rx: Stream,
+    pub tx: Stream,
+    /// Calls without a reply.
+    pub waiting: u32,
+    /// 1 while `unanswered` is raised.
+    pub unanswered: u32,
+    /// Nothing can be overdue before this, ns: what the timer looks at first.
+    pub check_at: u64,
+    pub calls_seen: u64,
+    pub replies_seen: u64,
+    /// A call in progress, or 0: see [`call`].
+    pub calls: [u64; CALL_SLOTS],
+}
+const _: () = assert!(size_of::<Flow>() == 64 + 160 + 32 + 8 * CALL_SLOTS);
+crate::pod!(FlowKey, Stream, Flow);
+
+/// A call in progress, packed so that one atomic holds it: XID, class, and time in 4 µs units (30 bits: 71 minutes).
+pub mod call {
+    const UNIT_SHIFT: u32 = 12;
+    const TIME_MASK: u64 = (1 << 30) - 1;
+
+    pub const fn pack(xid: u32, class: u32, at_ns: u64) -> u64 {
+        let time = (at_ns >> UNIT_SHIFT) & TIME_MASK;
+        (xid as u64) << 32 | ((class as u64) & 3) << 30 | if time == 0 { 1 } else { time }
+    }
+    pub const fn xid(packed: u64) -> u32 {
+        (packed >> 32) as u32
+    }
+    pub const fn class(packed: u64) -> u32 {
+        ((packed >> 30) & 3) as u32
+    }
+    /// How long ago, ns, seen from `now`; a call stamped a moment after `now` by another CPU has age 0.
+    pub const fn age_ns(packed: u64, now_ns: u64) -> u64 {
+        let diff = (now_ns >> UNIT_SHIFT).wrapping_sub(packed) & TIME_MASK;
+        if diff > TIME_MASK / 2 { 0 } else { diff << UNIT_SHIFT }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::call;
+
+    #[test]
+    fn calls_survive_packing() {
+        let at = 7_200_000_000_000;
+        let packed = call::pack(0xdead_beef, 2, at);
+        assert_eq!(call::xid(packed), 0xdead_beef);
+        assert_eq!(call::class(packed), 2);
+        let age = call::age_ns(packed, at + 50_000_000);
+        assert!((49_990_000..=50_010_000).contains(&age), "{age}");
+        assert_eq!(call::age_ns(packed, at - 5_000_000), 0);
+    }
+}

@@ -1,0 +1,348 @@
+//! What agents and Meta say to each other: HTTP bodies and lines of the push stream, as JSON.
+//!
+//! An agent POSTs [`ToMeta`] and reads [`MetaReply`]; Meta's orders come on the push stream as [`FromMeta`], on every
+//! network, each with a number, so that a second copy is recognised. Every message names term or epoch where it
+//! matters: what comes late is refused by name, not by luck.
+
+use crate::ids::*;
+use serde::{Deserialize, Serialize};
+
+pub const VERSION: u32 = 1;
+
+/// A POST body. The MAC over it travels in a header.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Envelope {
+    pub version: u32,
+    pub cluster: String,
+    pub from: NodeId,
+    pub incarnation: Incarnation,
+    /// Counts up per incarnation: a message that came by two networks is handled once.
+    pub seq: u64,
+    pub msg: ToMeta,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+pub enum ToMeta {
+    // --- from an SCVM ---
+    /// A session begins (agent start, new term, lapse). Meta answers [`MetaReply::Session`] with what stands.
+    SessionOpen { boot: Incarnation, health: ServerHealth },
+    /// Every 100 ms.
+    KeepAlive { term: Term, health: ServerHealth },
+    /// [`Order::Prepare`] done: no old socket of the host is left here (or `error` says why not).
+    Prepared { host: HostId, epoch: Epoch, error: Option<String> },
+    /// The host is shut out at `epoch`, and calls in progress are covered by `proof`.
+    Fenced { host: HostId, epoch: Epoch, proof: FenceProof },
+    /// The fence stands, but nothing covers the calls in progress yet.
+    FenceWaits { host: HostId, epoch: Epoch, in_progress: u32, orphans: u32, why: String },
+    /// The host is served here from now on (or `error` says why not).
+    Admitted { host: HostId, epoch: Epoch, error: Option<String> },
+
+    // --- from a host ---
+    /// After start, after each reconnect of the push stream, and every second.
+    HostReport { report: HostReport },
+    /// Move the login: `from_epoch` is what the host knows (0: no login yet).
+    Move { from_epoch: Epoch, to: ScvmId, planned: bool, reason: String, evidence: Vec<Evidence> },
+    /// `epoch` is released: persisted, no affirmation of it was sent after this.
+    Released { epoch: Epoch },
+    /// The old server's kernel itself says, by pulse, that it is closed with no call in progress.
+    FencedByPulse { scvm: ScvmId, epoch: Epoch },
+    /// The route stands, old sockets are gone, the new server is affirmed.
+    Arrived { epoch: Epoch, path: Path },
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum MetaReply {
+    /// Taken in; what comes of it comes by push.
+    Ok { term: Term },
+    /// To SessionOpen: the session holds in this term; serve exactly these.
+    Session { term: Term, logins: Vec<(HostId, Epoch)> },
+    /// Nothing was changed.
+    Refused { error: Refusal },
+}
+
+/// Named refusals; each says what to do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[serde(tag = "name", rename_all = "snake_case")]
+pub enum Refusal {
+    #[error("no session in this term: open one")]
+    NoSession,
+    #[error("version {got} is not spoken here, only {want}: install the same release on every node")]
+    Version { got: u32, want: u32 },
+    #[error("cluster id {got:?} is not ours: check [cluster] id in the configuration")]
+    Cluster { got: String },
+    #[error("{node} is not in this cluster's configuration")]
+    UnknownNode { node: NodeId },
+    #[error("no {scvm} in this cluster: see `reroute-agent status`")]
+    UnknownScvm { scvm: ScvmId },
+    #[error("the login stands at {current}, not at {got}: ask again with the current one")]
+    StaleEpoch { got: Epoch, current: Epoch },
+    #[error("already served by {scvm}: nothing to move")]
+    MoveToSelf { scvm: ScvmId },
+    #[error("{scvm} has no live session: choose another target")]
+    TargetNotReady { scvm: ScvmId },
+    #[error("a move of this host is under way (to {to}, {epoch}): wait for it")]
+    MoveInProgress { to: ScvmId, epoch: Epoch },
+    #[error("the store did not take the change: {why}")]
+    Store { why: String },
+    #[error("this message is not for a {node} to send")]
+    WrongSender { node: NodeId },
+}
+
+/// A line of the push stream.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FromMeta {
+    pub term: Term,
+    /// Counts up per term and node; 0 for the first line of each stream.
+    pub seq: u64,
+    pub order: Order,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum Order {
+    /// First line of each stream; and sent when nothing else was for 1 s.
+    Hello { cluster: String },
+    /// The cluster as Meta sees it: after connecting and on each change.
+    View { view: ClusterView },
+
+    // --- to an SCVM ---
+    /// Make ready to admit `host` at `epoch`: purge its old sockets. Admits nobody.
+    Prepare { host: HostId, epoch: Epoch },
+    /// Shut `host` out at `epoch`, cover the calls in progress, say with which proof.
+    Revoke { host: HostId, epoch: Epoch, planned: bool },
+    /// Serve `host` at `epoch`.
+    Admit { host: HostId, epoch: Epoch },
+
+    // --- to a host ---
+    /// The move is on record: release `from` now, wait for [`Order::At`].
+    Moving { from: Option<ScvmId>, from_epoch: Epoch, to: ScvmId, epoch: Epoch },
+    /// The login stands: route there, reset sockets, affirm. Also the answer to a report that shows another state.
+    At { scvm: ScvmId, epoch: Epoch },
+    /// The move you asked for will not happen; the login stands as it did.
+    MoveRefused { to: ScvmId, error: Refusal },
+}
+
+/// What an SCVM says of its own server.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ServerHealth {
+    pub server_incarnation: Incarnation,
+    /// A socket listens on the service port.
+    pub listening: bool,
+    /// The server process is alive (pidfd).
+    pub process_alive: bool,
+    /// `silent` or `unanswered` is raised in the kernel.
+    pub stalled: bool,
+    /// The NULL RPC to the local server failed while stalled.
+    pub null_failed: bool,
+    /// Networks whose NIC has no carrier.
+    pub no_carrier: Vec<Network>,
+    /// Enforcement is suspended here.
+    pub bypass: bool,
+    pub clients: u32,
+    pub connections: u32,
+    pub calls_waiting: u32,
+}
+
+/// A piece of evidence, with who saw it. Times are the observer's own clock.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Evidence {
+    pub kind: EvidenceKind,
+    pub observer: NodeId,
+    /// The path it speaks of, where it speaks of one.
+    pub path: Option<Path>,
+    pub at: BootNs,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EvidenceKind {
+    /// The reflected pulse says nobody listens on the service port.
+    ListenerGone,
+    /// The server process has exited.
+    ProcessExit,
+    /// Calls wait and no reply leaves for anybody.
+    Silent,
+    /// The server's own agent got no answer to a NULL RPC.
+    NullFailed,
+    /// No pulse came back on a path while others answered.
+    PathLost,
+    /// The SCVM's NIC lost carrier.
+    CarrierLost,
+    /// No pulse came back on any path to this SCVM while others answered.
+    AllPathsLost,
+    /// Meta has not heard from the SCVM.
+    KeepaliveLost,
+    Operator,
+}
+
+/// Why nothing of the old epoch can be accepted or executed any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FenceProof {
+    /// No server ever had this login.
+    FirstLogin,
+    /// The old server's kernel: closed, and no call in progress (told by pulse).
+    KernelIdle,
+    /// The old server's agent: closed, and every call in progress was answered.
+    Drained,
+    /// Closed, and the server process is dead and reaped (it had died by itself).
+    ProcessDead,
+    /// Closed, and the server process was killed and reaped.
+    Killed,
+    /// Closed; the storage refuses what the old owner still writes.
+    Storage,
+    /// Both leases ran out; the storage refuses what the old owner still writes.
+    LeaseExpiredStorage,
+}
+
+impl FenceProof {
+    /// What the proof takes on trust.
+    pub fn does_not_cover(self) -> &'static str {
+        match self {
+            FenceProof::FirstLogin | FenceProof::KernelIdle | FenceProof::Drained => "nothing",
+            FenceProof::ProcessDead | FenceProof::Killed => {
+                "writes the dead server had handed to other processes"
+            }
+            FenceProof::Storage => "a storage layer that does not check the owner",
+            FenceProof::LeaseExpiredStorage => {
+                "a storage layer that does not check the owner; a clock beyond drift"
+            }
+        }
+    }
+}
+
+/// How a host stands, as it tells Meta.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct HostReport {
+    /// The login it acts on (0: none).
+    pub epoch: Epoch,
+    pub scvm: Option<ScvmId>,
+    /// The route to the service address as read back from the kernel.
+    pub path: Option<Path>,
+    pub reason: String,
+    /// How long the route has stood, ns.
+    pub route_age_ns: u64,
+    /// A `released` record stands for this epoch.
+    pub released: Option<Epoch>,
+    pub last_move_gap_ns: Option<u64>,
+    /// What blocks it, by name (a foreign route, for one).
+    pub error: Option<String>,
+    pub paths: Vec<PathHealth>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PathHealth {
+    pub path: Path,
+    pub state: Health,
+    pub rtt_ns: Option<u64>,
+    pub last_reply_age_ns: Option<u64>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Health {
+    /// Nothing heard of it yet.
+    Unknown,
+    Healthy,
+    Suspect,
+    Failed,
+    Recovering,
+}
+
+/// The session health view: what `status` shows, wherever it is asked.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ClusterView {
+    pub cluster: String,
+    pub term: Term,
+    pub sessions: Vec<SessionView>,
+    pub logins: Vec<LoginView>,
+    pub hosts: Vec<HostView>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SessionView {
+    pub scvm: ScvmId,
+    pub name: String,
+    pub state: SessionState,
+    /// How long in this state, ns.
+    pub age_ns: u64,
+    pub keepalive_age_ns: Option<u64>,
+    pub incarnation: Incarnation,
+    pub health: ServerHealth,
+    /// In words, what is wrong ("" when nothing is).
+    pub reason: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SessionState {
+    /// Configured, never seen in this term.
+    Absent,
+    Alive,
+    /// Alive, but its server is not well, or keepalives are late.
+    Suspect,
+    Lost,
+}
+
+/// A login as stored: the truth about who may write.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Login {
+    pub host: HostId,
+    pub state: LoginState,
+    /// Of the leader that wrote it.
+    pub term: Term,
+    pub reason: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "lowercase")]
+pub enum LoginState {
+    At {
+        scvm: ScvmId,
+        epoch: Epoch,
+        proof: FenceProof,
+    },
+    /// Nobody but those in `fencing` may have been admitted before; `to` is admitted when each has its proof.
+    Moving {
+        fencing: Vec<Fencing>,
+        to: ScvmId,
+        epoch: Epoch,
+        planned: bool,
+    },
+}
+
+/// A server that must be known to be shut before the next one opens.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Fencing {
+    pub scvm: ScvmId,
+    /// The highest epoch it may have admitted the host at.
+    pub epoch: Epoch,
+    pub proof: Option<FenceProof>,
+}
+
+impl Login {
+    pub fn epoch(&self) -> Epoch {
+        match &self.state {
+            LoginState::At { epoch, .. } | LoginState::Moving { epoch, .. } => *epoch,
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LoginView {
+    #[serde(flatten)]
+    pub login: Login,
+    pub age_ns: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct HostView {
+    pub host: HostId,
+    pub name: String,
+    /// Last report, and its age; none yet: the host's agent has not been heard in this term.
+    pub report: Option<HostReport>,
+    pub report_age_ns: Option<u64>,
+}

@@ -1,0 +1,65 @@
+//! The events a move is explained by afterwards. Each agent appends them to its journal; `at` is that node's clock.
+
+use crate::ids::*;
+use crate::proto::{Evidence, FenceProof};
+use serde::{Deserialize, Serialize};
+
+/// A line of a journal (JSON).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Entry {
+    pub at: BootNs,
+    /// Name of the node that writes.
+    pub node: String,
+    #[serde(flatten)]
+    pub event: Event,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Event {
+    /// The agent is up; `adopted` says what it found standing.
+    Started { role: String, adopted: String },
+    /// SCVM: the kernel said so (`at` is the kernel's stamp). `signal` is silent, unanswered, listener_gone, carrier_lost, ... or its end.
+    KernelSignal { signal: String, host: Option<HostId>, age_ns: u64, limit_ns: u64, waiting: u32 },
+    /// SCVM: the server process was seen to begin or to end.
+    ServerProcess { pid: u32, alive: bool },
+    /// SCVM: the local NULL RPC, asked because of a suspicion.
+    NullRpc { answered: bool, took_ns: u64 },
+    /// Host: a path or server changed its state.
+    Health { path: Option<Path>, scvm: ScvmId, from: String, to: String, reason: String },
+    /// Host: where to, and why.
+    Verdict { from: Option<ScvmId>, to: Path, reason: String, evidence: Vec<Evidence> },
+    /// Meta: the move is on record.
+    MoveRecorded {
+        host: HostId,
+        from: Option<ScvmId>,
+        to: ScvmId,
+        epoch: Epoch,
+        planned: bool,
+        reason: String,
+    },
+    /// Host: persisted, no affirmation after this.
+    Released { epoch: Epoch },
+    /// Meta: the order went out on every network.
+    RevokeSent { host: HostId, scvm: ScvmId, epoch: Epoch },
+    /// SCVM: the kernel's word says fenced.
+    Fenced { host: HostId, epoch: Epoch, in_progress: u32, orphans: u32 },
+    /// Meta: the old server is shut, by this proof.
+    FenceProven { host: HostId, scvm: ScvmId, epoch: Epoch, proof: FenceProof, does_not_cover: String },
+    /// SCVM: the kernel's word says admitted.
+    Admitted { host: HostId, epoch: Epoch },
+    /// Meta: the login stands.
+    LoginStored { host: HostId, scvm: ScvmId, epoch: Epoch },
+    /// Host: replaced and read back.
+    RouteReplaced { path: Path, epoch: Epoch, reason: String },
+    /// Host: the route was gone or changed by another hand.
+    RouteDisturbed { found: String },
+    /// Host or SCVM: sockets destroyed.
+    SocketsReset { count: u32 },
+    /// SCVM, kernel stamp: the first reply to this host since it was admitted here.
+    FirstReply { host: HostId, epoch: Epoch },
+    /// An operator suspended or restored enforcement.
+    Bypass { on: bool, actor: String },
+    /// Anything refused or failed that somebody should look at.
+    Fault { what: String },
+}
