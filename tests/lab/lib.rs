@@ -1,1 +1,30 @@
+//! The lab: hosts, SCVMs and Meta on one machine, each in a network namespace, with real NFS servers and agents.
+//!
+//! One **supervisor** owns everything: it is pid 1 of a pid namespace with a mount namespace of its own, so that every
+//! process, mount and interface of a lab is gone when it is, however it ends. Tests and the demo hold a [`Lab`]; the
+//! command line talks to the same control socket.
+//!
+//! | module | |
+//! |---|---|
+//! | [`topology`] | nodes, addresses, links |
+//! | [`supervisor`] | what runs inside: namespaces, servers, agents, processes |
+//! | [`faults`] | what can be broken, and what mends it |
+//! | [`control`] | requests and replies on the control socket |
+//! | [`handle`] | [`Lab`]: start, break, heal, wait, read back |
+//! | [`demo`] | the three failures, with a timeline each |
 
+pub mod control;
+pub mod demo;
+pub mod directory;
+pub mod exec;
+pub mod faults;
+pub mod handle;
+pub mod namespace;
+pub mod options;
+pub mod supervisor;
+mod sys;
+pub mod topology;
+
+pub use control::{Injected, ProcessStatus};
+pub use handle::{Lab, Writer, wait_for};
+pub use options::{Options, ServerKind};

@@ -1,0 +1,84 @@
+//! What a lab is made of.
+
+use reroute_core::ids::FencePolicy;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// The access servers of the lab.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum ServerKind {
+    /// NFS-Ganesha, one per SCVM, over one directory.
+    #[default]
+    Ganesha,
+    /// `reroute-nfsd`: can hold calls back, and its store checks the writer's epoch.
+    Controllable,
+}
+
+impl ServerKind {
+    /// Ganesha writes to a file system that checks no owner: only its death is a fence.
+    pub fn default_policy(self) -> FencePolicy {
+        match self {
+            ServerKind::Ganesha => FencePolicy::Kill,
+            ServerKind::Controllable => FencePolicy::Storage,
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Options {
+    /// Labs with different ids run side by side.
+    pub id: String,
+    pub server: ServerKind,
+    /// None: that of the server kind.
+    pub policy: Option<FencePolicy>,
+    /// `[scvm] mode`; None: the agent's default.
+    pub mode: Option<String>,
+    /// Keys of `[timing]` that differ from the defaults, ms.
+    pub timing: BTreeMap<String, u64>,
+    /// Start the agents too.
+    pub agents: bool,
+    /// `REROUTE_LOG` of the agents.
+    pub log: String,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            id: "default".into(),
+            server: ServerKind::Ganesha,
+            policy: None,
+            mode: None,
+            timing: BTreeMap::new(),
+            agents: true,
+            log: "info".into(),
+        }
+    }
+}
+
+impl Options {
+    /// A lab of this process alone: `name` and the pid make its id.
+    pub fn named(name: &str) -> Options {
+        Options { id: format!("{name}-{}", std::process::id()), ..Options::default() }
+    }
+    pub fn server(mut self, server: ServerKind) -> Options {
+        self.server = server;
+        self
+    }
+    pub fn policy(mut self, policy: FencePolicy) -> Options {
+        self.policy = Some(policy);
+        self
+    }
+    pub fn timing(mut self, key: &str, ms: u64) -> Options {
+        self.timing.insert(key.into(), ms);
+        self
+    }
+    pub fn without_agents(mut self) -> Options {
+        self.agents = false;
+        self
+    }
+    pub fn fence_policy(&self) -> FencePolicy {
+        self.policy.unwrap_or(self.server.default_policy())
+    }
+}

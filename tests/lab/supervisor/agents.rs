@@ -1,0 +1,171 @@
+//! The agents: the release binary, one per node, each with a configuration of its own.
+
+use super::Supervisor;
+use super::servers::{epoch_file, pidfile};
+use crate::control::Spec;
+use crate::options::{Options, ServerKind};
+use crate::topology::{HOST_PRIVATE, META_PORT, METRICS_PORT, NFS_PORT, Node, PAIRS, SERVICE};
+use anyhow::{Context, bail};
+use std::fmt::Write as _;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// Meta first, then the SCVMs, then the hosts: the order in which a cluster is put into service.
+pub fn start(lab: &Supervisor) -> anyhow::Result<()> {
+    let binary = super::beside("reroute-agent")?;
+    let key = lab.root.join("cluster.key");
+    std::fs::write(&key, new_key()?)?;
+    let mut nodes = Node::all();
+    nodes.sort_by_key(|n| match n {
+        Node::Meta => 0,
+        Node::Scvm(_) => 1,
+        Node::Host(_) => 2,
+    });
+    for node in nodes {
+        let dir = lab.node_dir(node);
+        let config = dir.join("agent.toml");
+        std::fs::write(&config, configuration(&lab.options, &lab.root, node))?;
+        let role = match node {
+            Node::Meta => "meta",
+            Node::Scvm(_) => "scvm",
+            Node::Host(_) => "host",
+        };
+        let mut spec = Spec::new(
+            format!("{node}/agent"),
+            &[&binary.to_string_lossy(), role, "--config", &config.to_string_lossy()],
+        );
+        spec.env.insert("REROUTE_LOG".into(), lab.options.log.clone());
+        lab.run(spec)?;
+    }
+    let deadline = Instant::now() + Duration::from_secs(10);
+    for node in Node::all() {
+        let (name, socket) = (format!("{node}/agent"), lab.node_dir(node).join("agent.sock"));
+        while std::os::unix::net::UnixStream::connect(&socket).is_err() {
+            let status = lab.processes.status(&name)?;
+            if let Some(exit) = status.exit {
+                bail!("{name} ended while it started: {exit:?}");
+            }
+            if Instant::now() > deadline {
+                bail!("{name} does not serve {} after 10 s", socket.display());
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+    Ok(())
+}
+
+fn new_key() -> anyhow::Result<String> {
+    use std::io::Read;
+    let mut bytes = [0; 32];
+    std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes).context("/dev/urandom")?;
+    Ok(bytes.iter().fold(String::new(), |mut text, b| {
+        let _ = write!(text, "{b:02x}");
+        text
+    }))
+}
+
+/// The agent's TOML for `node`.
+fn configuration(options: &Options, root: &Path, node: Node) -> String {
+    let dir = root.join(node.to_string());
+    let mut text = String::new();
+    let _ = write!(
+        text,
+        "[cluster]\nid = \"lab-{id}\"\nkey_file = \"{root}/cluster.key\"\nservice_address = \"{SERVICE}\"\n\
+         service_port = {NFS_PORT}\nmeta = [\"{sto}:{META_PORT}\", \"{mgt}:{META_PORT}\"]\n",
+        id = options.id,
+        root = root.display(),
+        sto = Node::Meta.storage(),
+        mgt = Node::Meta.management(),
+    );
+    for i in 1..=PAIRS {
+        let _ = write!(
+            text,
+            "\n[[cluster.hosts]]\nid = {i}\nname = \"{node}\"\nprivate = \"{HOST_PRIVATE}\"\n\
+             storage = \"{}\"\nmanagement = \"{}\"\nlocal_scvm = {i}\n",
+            Node::Host(i).storage(),
+            Node::Host(i).management(),
+            node = Node::Host(i),
+        );
+    }
+    let server = match options.server {
+        ServerKind::Ganesha => "nfs-ganesha",
+        ServerKind::Controllable => "reroute-nfsd",
+    };
+    let policy = format!("{:?}", options.fence_policy()).to_lowercase();
+    for i in 1..=PAIRS {
+        let scvm = Node::Scvm(i);
+        let _ = write!(
+            text,
+            "\n[[cluster.scvms]]\nid = {i}\nname = \"{scvm}\"\nstorage = \"{}\"\nmanagement = \"{}\"\n\
+             server = {{ name = \"{server}\", pidfile = \"{}\", policy = \"{policy}\" }}\n",
+            scvm.storage(),
+            scvm.management(),
+            pidfile(&root.join(scvm.to_string())).display(),
+        );
+    }
+    if !options.timing.is_empty() {
+        text.push_str("\n[timing]\n");
+        for (key, ms) in &options.timing {
+            let _ = writeln!(text, "{key} = {ms}");
+        }
+    }
+    let common = format!(
+        "state_dir = \"{dir}/state\"\nsocket = \"{dir}/agent.sock\"\nmetrics = \"{}:{METRICS_PORT}\"\n",
+        node.management(),
+        dir = dir.display(),
+    );
+    let interfaces = "interfaces = { private = \"nfs0\", storage = \"sto0\", management = \"mgt0\" }\n";
+    match node {
+        Node::Meta => {
+            let _ = write!(
+                text,
+                "\n[meta]\nlisten = [\"{}:{META_PORT}\", \"{}:{META_PORT}\"]\n{common}",
+                node.storage(),
+                node.management()
+            );
+        }
+        Node::Host(i) => {
+            let _ = write!(text, "\n[host]\nid = {i}\n{common}{interfaces}");
+        }
+        Node::Scvm(i) => {
+            let _ = write!(
+                text,
+                "\n[scvm]\nid = {i}\nbpf_dir = \"{}\"\nepoch_file = \"{}\"\n{common}{interfaces}",
+                dir.join("bpf").display(),
+                epoch_file(&dir).display()
+            );
+            if let Some(mode) = &options.mode {
+                let _ = writeln!(text, "mode = \"{mode}\"");
+            }
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use reroute_agent::config::Config;
+    use reroute_core::ids::FencePolicy;
+
+    #[test]
+    fn agents_accept_their_configurations() {
+        let root = std::env::temp_dir().join(format!("reroute-lab-config-{}", std::process::id()));
+        std::fs::create_dir_all(&root).unwrap();
+        std::fs::write(root.join("cluster.key"), new_key().unwrap()).unwrap();
+        let options = Options { mode: Some("shadow".into()), ..Options::default() }
+            .timing("silent_ms", 70)
+            .policy(FencePolicy::Wait);
+        for node in Node::all() {
+            let path = root.join(format!("{node}.toml"));
+            std::fs::write(&path, configuration(&options, &root, node)).unwrap();
+            let config = Config::load(&path).unwrap();
+            assert_eq!(config.timing.silent_ms, 70);
+            assert_eq!(config.cluster.scvms[2].server.policy, FencePolicy::Wait);
+            assert_eq!(config.meta().is_ok(), node == Node::Meta);
+            assert_eq!(config.host().is_ok(), matches!(node, Node::Host(_)));
+            assert_eq!(config.scvm().is_ok(), matches!(node, Node::Scvm(_)));
+        }
+        std::fs::remove_dir_all(&root).unwrap();
+    }
+}
