@@ -1,0 +1,198 @@
+//! TCP sockets of this node: count them, destroy them (SOCK_DESTROY), so that a client reconnects at once.
+
+use super::connection::{Connection, invalid};
+use netlink_packet_core::Parseable;
+use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP};
+use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, InetResponseHeader, SocketId, StateFlags};
+use netlink_packet_sock_diag::{SockDiagDestroy, SockDiagMessage};
+use netlink_sys::protocols::NETLINK_SOCK_DIAG;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+
+/// Which sockets are meant: every part that is given must match. IPv4-mapped IPv6 addresses count as IPv4.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Filter {
+    pub local: Option<(IpAddr, Option<u16>)>,
+    pub remote: Option<(IpAddr, Option<u16>)>,
+}
+
+/// One TCP socket, in any state but LISTEN. Addresses are canonical (a mapped one shows as IPv4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tcp {
+    pub local: SocketAddr,
+    pub remote: SocketAddr,
+    /// Kernel number of the state (1: ESTABLISHED).
+    pub state: u8,
+}
+
+impl Filter {
+    fn matches(&self, socket: &Tcp) -> bool {
+        let end = |want: &Option<(IpAddr, Option<u16>)>, have: SocketAddr| {
+            want.is_none_or(|(ip, port)| {
+                ip.to_canonical() == have.ip() && port.is_none_or(|port| port == have.port())
+            })
+        };
+        end(&self.local, socket.local) && end(&self.remote, socket.remote)
+    }
+}
+
+/// Sockets that match.
+pub fn list(filter: &Filter) -> io::Result<Vec<Tcp>> {
+    Ok(find(&mut Connection::open(NETLINK_SOCK_DIAG)?, filter)?.into_iter().map(|(tcp, ..)| tcp).collect())
+}
+
+/// How many sockets match.
+pub fn count(filter: &Filter) -> io::Result<u32> {
+    Ok(list(filter)?.len() as u32)
+}
+
+/// Destroys what matches; the peer of an open connection gets a RST. Returns how many were destroyed. A socket
+/// that is gone before its turn is no error. Errors: EPERM without CAP_NET_ADMIN; EOPNOTSUPP when the kernel was
+/// built without CONFIG_INET_DIAG_DESTROY.
+pub fn destroy(filter: &Filter) -> io::Result<u32> {
+    destroy_where(filter, |_| true)
+}
+
+/// [`destroy`], but only those that `wanted` picks.
+pub fn destroy_where(filter: &Filter, wanted: impl Fn(&Tcp) -> bool) -> io::Result<u32> {
+    let mut connection = Connection::open(NETLINK_SOCK_DIAG)?;
+    let mut destroyed = 0;
+    let mut failure = None;
+    for (tcp, family, id) in find(&mut connection, filter)? {
+        if !wanted(&tcp) {
+            continue;
+        }
+        let message = SockDiagMessage::InetRequest(request(family, id));
+        match connection.change(SockDiagDestroy::new(message), 0) {
+            Ok(()) => destroyed += 1,
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+            // One that resists must not save the others.
+            Err(error) => failure = Some(error),
+        }
+    }
+    failure.map_or(Ok(destroyed), Err)
+}
+
+fn request(family: u8, socket_id: SocketId) -> InetRequest {
+    InetRequest {
+        family,
+        protocol: IPPROTO_TCP,
+        extensions: ExtensionFlags::empty(),
+        states: StateFlags::all() - StateFlags::LISTEN,
+        socket_id,
+    }
+}
+
+fn find(connection: &mut Connection, filter: &Filter) -> io::Result<Vec<(Tcp, u8, SocketId)>> {
+    let mut found = Vec::new();
+    for family in [AF_INET, AF_INET6] {
+        let mut id = if family == AF_INET { SocketId::new_v4() } else { SocketId::new_v6() };
+        // The kernel narrows by port; addresses are compared here, where mapped ones are understood.
+        id.source_port = filter.local.and_then(|(_, port)| port).unwrap_or(0);
+        id.destination_port = filter.remote.and_then(|(_, port)| port).unwrap_or(0);
+        found.extend(connection.dump(
+            SockDiagMessage::InetRequest(request(family, id)),
+            Vec::new,
+            |found, _, payload| {
+                let header = InetResponseHeader::parse(payload).map_err(invalid)?;
+                let id = header.socket_id;
+                let end = |ip: IpAddr, port| SocketAddr::new(ip.to_canonical(), port);
+                let tcp = Tcp {
+                    local: end(id.source_address, id.source_port),
+                    remote: end(id.destination_address, id.destination_port),
+                    state: header.state,
+                };
+                if filter.matches(&tcp) {
+                    found.push((tcp, header.family, id));
+                }
+                Ok(())
+            },
+        )?);
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::netlink::namespace::{self, eventually};
+    use std::io::Read;
+    use std::net::{TcpListener, TcpStream};
+
+    fn pair(listener: &TcpListener) -> (TcpStream, TcpStream) {
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (server, _) = listener.accept().unwrap();
+        (client, server)
+    }
+
+    #[test]
+    fn only_what_the_filter_says_is_destroyed() {
+        namespace::run(|| {
+            let nfs = TcpListener::bind("127.0.0.1:2049").unwrap();
+            let other = TcpListener::bind("127.0.0.1:3000").unwrap();
+            let (mut nfs_client, _nfs_server) = pair(&nfs);
+            let (mut other_client, mut other_server) = pair(&other);
+            let filter =
+                Filter { remote: Some(("127.0.0.1".parse().unwrap(), Some(2049))), ..Filter::default() };
+            assert_eq!(count(&filter).unwrap(), 1);
+            assert_eq!(destroy(&filter).unwrap(), 1);
+            let error = nfs_client.read(&mut [0]).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::ConnectionAborted);
+            assert_eq!(count(&filter).unwrap(), 0);
+            io::Write::write_all(&mut other_server, b"x").unwrap();
+            assert_eq!(other_client.read(&mut [0]).unwrap(), 1, "a stranger's connection goes on");
+            assert!(TcpStream::connect("127.0.0.1:2049").is_ok(), "the listener stands");
+        });
+    }
+
+    #[test]
+    fn a_mapped_ipv6_socket_counts_as_ipv4() {
+        namespace::run(|| {
+            let listener = TcpListener::bind("[::]:2049").unwrap();
+            let client = TcpStream::connect("127.0.0.1:2049").unwrap();
+            let (mut server, _) = listener.accept().unwrap();
+            assert!(server.local_addr().unwrap().is_ipv6());
+            let filter = Filter {
+                local: Some(("127.0.0.1".parse().unwrap(), Some(2049))),
+                remote: Some(("127.0.0.1".parse().unwrap(), None)),
+            };
+            assert_eq!(count(&filter).unwrap(), 1);
+            assert_eq!(destroy(&filter).unwrap(), 1);
+            assert!(server.read(&mut [0]).is_err());
+            eventually("the peer was reset", || client.peek(&mut [0]).is_err());
+        });
+    }
+
+    #[test]
+    fn the_wanted_ones_of_those_that_match() {
+        namespace::run(|| {
+            namespace::ip("addr add 127.0.0.9/32 dev lo");
+            let listener = TcpListener::bind("127.0.0.1:2049").unwrap();
+            let _pairs: Vec<_> = (0..3).map(|_| pair(&listener)).collect();
+            let filter =
+                Filter { remote: Some(("127.0.0.1".parse().unwrap(), Some(2049))), ..Filter::default() };
+            let keep = list(&filter).unwrap()[0].local;
+            assert_eq!(destroy_where(&filter, |tcp| tcp.local != keep).unwrap(), 2);
+            assert_eq!(list(&filter).unwrap().iter().map(|t| t.local).collect::<Vec<_>>(), [keep]);
+        });
+    }
+
+    #[test]
+    fn half_open_ones_count_too() {
+        namespace::run(|| {
+            namespace::ip("link add va type veth peer name vb");
+            namespace::ip("addr add 10.9.0.1/24 dev va");
+            namespace::ip("link set va up");
+            namespace::ip("link set vb up");
+            let address: SocketAddr = "10.9.0.2:2049".parse().unwrap();
+            let connecting = std::thread::scope(|scope| {
+                let connecting = scope.spawn(|| TcpStream::connect(address));
+                let filter = Filter { remote: Some((address.ip(), Some(2049))), ..Filter::default() };
+                eventually("a connect is under way", || count(&filter).unwrap() == 1);
+                assert_eq!(destroy(&filter).unwrap(), 1);
+                connecting.join().unwrap()
+            });
+            assert_eq!(connecting.unwrap_err().kind(), io::ErrorKind::ConnectionAborted);
+        });
+    }
+}
