@@ -1,1 +1,171 @@
+//! What every role serves to people: the operators' Unix socket and `/metrics`; and the asking side for the verbs.
+//!
+//! Both run on one ordinary thread with a runtime of its own, so that a slow reader never holds up the real-time
+//! thread. Handlers see snapshots, or send requests to that thread and await the answer.
 
+use crate::cli::Refused;
+use anyhow::{Context, bail};
+use axum::Router;
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
+use axum::routing::get;
+use prometheus_client::registry::Registry;
+use rustix::fs::Mode;
+use serde::de::DeserializeOwned;
+use std::net::SocketAddr;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::oneshot;
+
+/// Content type of OpenMetrics text.
+const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// An agent that does not answer an operator within this is reported as hung.
+const ASK_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Keeps the service running; dropping it ends the service and removes the socket.
+pub struct ServiceHandle {
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<std::thread::JoinHandle<()>>,
+    socket: PathBuf,
+}
+
+impl Drop for ServiceHandle {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+        let _ = std::fs::remove_file(&self.socket);
+    }
+}
+
+/// Serves `operator` on the Unix socket (mode 0600) and, if asked, `/metrics` on a TCP address.
+///
+/// Both are bound before this returns. Errors: another agent answers on the socket, the path is not a socket, the
+/// address cannot be bound.
+pub fn serve(
+    socket: &Path,
+    metrics: Option<SocketAddr>,
+    registry: Arc<Registry>,
+    operator: Router,
+) -> anyhow::Result<ServiceHandle> {
+    let tcp = match metrics {
+        Some(address) => {
+            let listener = std::net::TcpListener::bind(address)
+                .with_context(|| format!("/metrics: cannot listen on {address}"))?;
+            listener.set_nonblocking(true)?;
+            Some(listener)
+        }
+        None => None,
+    };
+    let unix = bind_socket(socket)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (stop, stopped) = oneshot::channel::<()>();
+    let thread = std::thread::Builder::new().name("service".into()).spawn(move || {
+        runtime.block_on(async move {
+            let served = async {
+                let unix = axum::serve(tokio::net::UnixListener::from_std(unix)?, operator);
+                match tcp {
+                    Some(tcp) => {
+                        let tcp =
+                            axum::serve(tokio::net::TcpListener::from_std(tcp)?, metrics_router(registry));
+                        tokio::try_join!(async { unix.await }, async { tcp.await }).map(drop)
+                    }
+                    None => unix.await,
+                }
+            };
+            tokio::select! {
+                ended = served => tracing::error!(?ended, "the operators' service has ended"),
+                _ = stopped => {}
+            }
+        });
+    })?;
+    Ok(ServiceHandle { stop: Some(stop), thread: Some(thread), socket: socket.to_path_buf() })
+}
+
+fn metrics_router(registry: Arc<Registry>) -> Router {
+    let text = move || {
+        let registry = registry.clone();
+        async move {
+            let mut out = String::new();
+            match prometheus_client::encoding::text::encode(&mut out, &registry) {
+                Ok(()) => ([(header::CONTENT_TYPE, OPENMETRICS)], out).into_response(),
+                Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+            }
+        }
+    };
+    Router::new().route("/metrics", get(text))
+}
+
+/// Binds the socket; a file left by a dead agent is replaced, one that answers is not.
+fn bind_socket(path: &Path) -> anyhow::Result<std::os::unix::net::UnixListener> {
+    let shown = path.display();
+    if let Ok(found) = std::fs::symlink_metadata(path) {
+        if !found.file_type().is_socket() {
+            bail!(
+                "{shown} exists and is not a socket: move it away, or correct `socket` in the configuration"
+            );
+        }
+        if std::os::unix::net::UnixStream::connect(path).is_ok() {
+            bail!(
+                "another agent answers on {shown}: stop it first, or correct `socket` in the configuration"
+            );
+        }
+        std::fs::remove_file(path).with_context(|| format!("cannot remove the stale socket {shown}"))?;
+    }
+    if let Some(dir) = path.parent() {
+        std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    }
+    use rustix::net;
+    let fd = net::socket_with(
+        net::AddressFamily::UNIX,
+        net::SocketType::STREAM,
+        net::SocketFlags::CLOEXEC | net::SocketFlags::NONBLOCK,
+        None,
+    )?;
+    let address = net::SocketAddrUnix::new(path).with_context(|| format!("socket path {shown}"))?;
+    net::bind(&fd, &address).with_context(|| format!("cannot bind {shown}"))?;
+    // Nobody can connect before `listen`, so nobody gets in before the mode is right.
+    rustix::fs::chmod(path, Mode::RUSR | Mode::WUSR).with_context(|| format!("cannot restrict {shown}"))?;
+    net::listen(&fd, 64)?;
+    Ok(std::os::unix::net::UnixListener::from(fd))
+}
+
+/// Asks the agent behind `socket`, for a verb of the command line.
+///
+/// A 4xx answer is [`Refused`] with the agent's own words; other errors say what could not be reached.
+pub async fn ask<T: DeserializeOwned>(
+    socket: &Path,
+    method: axum::http::Method,
+    path: &str,
+) -> anyhow::Result<T> {
+    let shown = socket.display();
+    let client = reqwest::Client::builder().unix_socket(socket).timeout(ASK_TIMEOUT).build()?;
+    let answer = client.request(method, format!("http://agent{path}")).send().await.with_context(|| {
+        format!("no agent answers on {shown}: is it running, and is --socket the one of its configuration?")
+    })?;
+    let status = answer.status();
+    let body = answer.bytes().await.with_context(|| format!("{shown}: the answer broke off"))?;
+    if status.is_client_error() || status.is_server_error() {
+        let said = String::from_utf8_lossy(&body).trim().to_string();
+        let said = if said.is_empty() { format!("{path}: {status}") } else { said };
+        if status.is_client_error() {
+            return Err(Refused(said).into());
+        }
+        bail!("{said}");
+    }
+    serde_json::from_slice(&body)
+        .with_context(|| format!("{shown}: {path} gave an answer of another release"))
+}
+
+/// [`ask`] for verbs, which have no runtime of their own.
+pub fn ask_blocking<T: DeserializeOwned>(
+    socket: &Path,
+    method: axum::http::Method,
+    path: &str,
+) -> anyhow::Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(ask(socket, method, path))
+}

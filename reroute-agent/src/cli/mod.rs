@@ -1,5 +1,10 @@
 //! The operator's verbs: each asks an agent on this node by its Unix socket.
 
+pub mod bypass;
+pub mod flows;
+pub mod route;
+pub mod status;
+
 use std::path::PathBuf;
 
 /// What was asked for cannot be done as asked; nothing was changed. Exit code 2.
@@ -60,6 +65,11 @@ pub enum RouteVerb {
     Adopt(Common),
 }
 
-pub fn run(_verb: Verb) -> anyhow::Result<()> {
-    anyhow::bail!("under construction")
+pub fn run(verb: Verb) -> anyhow::Result<()> {
+    match verb {
+        Verb::Status(common) => status::run(common),
+        Verb::Flows { common, watch } => flows::run(common, watch),
+        Verb::Bypass { switch, common } => bypass::run(switch, common),
+        Verb::Route(verb) => route::run(verb),
+    }
 }

@@ -1,0 +1,109 @@
+//! One message, to every address at once.
+
+use super::{SEND_TIMEOUT, Shared, reply_direction};
+use crate::keys::{self, MAC_HEADER};
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use reroute_core::proto::{Envelope, MetaReply, ToMeta, VERSION};
+use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
+
+const PATH: &str = "/v1/message";
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SendError {
+    /// No address gave a genuine answer in time. The message may have been taken in all the same.
+    #[error("Meta cannot be reached: {why}")]
+    Unreachable { why: String },
+    /// A Meta answered, but turned the message away before looking inside.
+    #[error("Meta at {address} turned the message away ({status}): {why}")]
+    TurnedAway { address: SocketAddr, status: u16, why: String },
+    #[error("the message cannot be written as JSON: {why}")]
+    Unwritable { why: String },
+}
+
+pub(super) async fn send(shared: &Shared, msg: ToMeta) -> Result<MetaReply, SendError> {
+    let envelope = Envelope {
+        version: VERSION,
+        cluster: shared.cluster.clone(),
+        from: shared.node,
+        incarnation: shared.incarnation,
+        seq: shared.seq.fetch_add(1, Ordering::Relaxed) + 1,
+        msg,
+    };
+    let body = serde_json::to_vec(&envelope).map_err(|e| SendError::Unwritable { why: e.to_string() })?;
+    let body = bytes::Bytes::from(body);
+    let mac = keys::message_mac(&shared.key, PATH, &body);
+    shared.counters.sent.inc();
+    let mut posts: FuturesUnordered<_> =
+        shared.addresses.iter().map(|&address| post(shared, address, body.clone(), &mac)).collect();
+    let mut errors = Vec::new();
+    let first = async {
+        while let Some(answer) = posts.next().await {
+            match answer {
+                Ok(reply) => return Some(reply),
+                Err(error) => errors.push(error),
+            }
+        }
+        None
+    };
+    let outcome = tokio::time::timeout(SEND_TIMEOUT, first).await;
+    if let Ok(Some(reply)) = outcome {
+        if matches!(reply, MetaReply::Refused { .. }) {
+            shared.counters.refused.inc();
+        }
+        return Ok(reply);
+    }
+    shared.counters.unreachable.inc();
+    if let Some(turned) = errors.iter().find(|e| matches!(e, SendError::TurnedAway { .. })) {
+        return Err(turned.clone());
+    }
+    let mut why: Vec<String> = errors.iter().map(SendError::to_string).collect();
+    if outcome.is_err() {
+        why.push(format!("no answer within {} ms", SEND_TIMEOUT.as_millis()));
+    }
+    Err(SendError::Unreachable { why: why.join("; ") })
+}
+
+async fn post(
+    shared: &Shared,
+    address: SocketAddr,
+    body: bytes::Bytes,
+    mac: &str,
+) -> Result<MetaReply, SendError> {
+    let unreachable = |why: String| SendError::Unreachable { why: format!("{address}: {why}") };
+    let response = shared
+        .http
+        .post(format!("http://{address}{PATH}"))
+        .timeout(SEND_TIMEOUT)
+        .header(MAC_HEADER, mac)
+        .header("content-type", "application/json")
+        .body(body)
+        .send()
+        .await
+        .map_err(|e| unreachable(root_cause(&e)))?;
+    let status = response.status();
+    let reply_mac = response.headers().get(MAC_HEADER).and_then(|v| v.to_str().ok()).map(str::to_string);
+    let body = response.bytes().await.map_err(|e| unreachable(root_cause(&e)))?;
+    // Only an answer signed for this very request counts: `serve exactly these` must not be anybody's to say.
+    let Some(reply_mac) = reply_mac else {
+        let why = String::from_utf8_lossy(&body).chars().take(200).collect();
+        return Err(SendError::TurnedAway { address, status: status.as_u16(), why });
+    };
+    if !keys::message_is_genuine(&shared.key, &reply_direction(mac), &body, &reply_mac) {
+        shared.counters.bad_mac.inc();
+        return Err(unreachable("its answer is not signed with our key".into()));
+    }
+    serde_json::from_slice(&body).map_err(|e| {
+        shared.counters.malformed.inc();
+        unreachable(format!("its answer cannot be read: {e}"))
+    })
+}
+
+/// The innermost cause: "connection refused" says more than "error sending request".
+pub(super) fn root_cause(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(inner) = cause.source() {
+        cause = inner;
+    }
+    cause.to_string()
+}
