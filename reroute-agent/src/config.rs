@@ -154,6 +154,8 @@ pub struct Scvm {
     pub metrics: Option<SocketAddr>,
     #[serde(default)]
     pub mode: AdmissionMode,
+    #[serde(default)]
+    pub xdp: XdpMode,
     pub interfaces: Interfaces,
     /// Where the epoch of each admitted host is published for an access server that checks ownership itself.
     pub epoch_file: Option<PathBuf>,
@@ -167,6 +169,17 @@ pub enum AdmissionMode {
     Enforce,
     /// Count what would be dropped. Gives no fence.
     Shadow,
+}
+
+/// How the ingress program is attached.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum XdpMode {
+    /// In the driver where it can, generic where it cannot.
+    #[default]
+    Auto,
+    /// Generic only: for NICs that lose what a native program sends back (one end of a veth pair, for one).
+    Generic,
 }
 
 #[derive(Debug, Clone, Deserialize)]

@@ -1,0 +1,36 @@
+//! What can go wrong between the agent and the kernel, and what to do about it.
+
+use reroute_core::ids::HostId;
+use std::path::PathBuf;
+
+#[derive(Debug, thiserror::Error)]
+pub enum SensorError {
+    #[error("under construction")]
+    UnderConstruction,
+    #[error("{dir}: cannot be made: {source}; mount a bpffs first (`mount -t bpf bpf /sys/fs/bpf`)")]
+    Directory { dir: PathBuf, source: std::io::Error },
+    #[error("the eBPF object cannot be loaded: {0}")]
+    Load(#[from] Box<aya::EbpfError>),
+    #[error("program {name}: {source}")]
+    Program { name: &'static str, source: aya::programs::ProgramError },
+    #[error("map {name}: {source}")]
+    Map { name: &'static str, source: aya::maps::MapError },
+    #[error("map {name} is missing from the eBPF object")]
+    NoMap { name: &'static str },
+    #[error("map {name} pinned in {dir} has another layout: stop the agent, remove {dir}, start it again")]
+    Layout { name: &'static str, dir: PathBuf },
+    #[error("interface {interface}: {why}")]
+    Attach { interface: String, why: String },
+    #[error("{host} is not registered here: add it to [[cluster.hosts]] and restart the agent")]
+    UnknownHost { host: HostId },
+    #[error("more than {max} hosts are registered")]
+    TooManyHosts { max: u32 },
+    #[error("the kernel refused command {op} (result {result})")]
+    Refused { op: u32, result: u32 },
+    #[error("mode {mode} is none of shadow (0), enforce (1), bypass (2)")]
+    Mode { mode: u32 },
+    #[error("events were taken already")]
+    EventsTaken,
+    #[error("{what}: {source}")]
+    Io { what: &'static str, source: std::io::Error },
+}
