@@ -19,6 +19,14 @@ pub mod state {
 pub mod stream {
     /// `next_seq` and `remaining` hold; otherwise the stream looks for a record to start from.
     pub const SYNCED: u32 = 1;
+    /// `next_seq` holds, synced or not.
+    pub const SEEN: u32 = 2;
+    /// The header of a call was read, its last byte not yet.
+    pub const PENDING: u32 = 4;
+    /// FIN was seen.
+    pub const FIN: u32 = 8;
+    /// Calls may have been missed since the last time the stream held: counted as one orphan, once.
+    pub const UNCERTAIN: u32 = 16;
 }
 
 #[repr(C)]

@@ -1,0 +1,295 @@
+//! The flow table: lines found by hash in sets, claimed by compare-and-set, and the calls in progress in each line.
+
+use crate::at;
+use crate::cell::Shared;
+use crate::rpc::Call;
+use reroute_common::flow::{CALL_SLOTS, Flow, FlowKey, MAX_FLOWS, call, state, stream};
+use reroute_common::table::{Client, Server};
+
+/// Lines a flow may stand in.
+pub const WAYS: u32 = 8;
+/// An open line may be given away after this long without a packet, ns.
+const IDLE: u64 = 60_000_000_000;
+
+/// Where lines are.
+pub trait Lines {
+    fn line(&self, index: u32) -> Option<Shared<Flow>>;
+    fn client(&self, slot: u32) -> Option<Shared<Client>>;
+    /// Tells the timer that calls wait in this line.
+    fn wake(&self, index: u32);
+}
+
+/// First line of the set a flow belongs to.
+#[inline(always)]
+pub fn set_of(key: &FlowKey) -> u32 {
+    let quarter = |b: &[u8; 16], i: usize| u32::from_ne_bytes([b[i], b[i + 1], b[i + 2], b[i + 3]]);
+    let mut h = 0x9e37_79b9_u32 ^ key.network;
+    let ports = (key.remote_port as u32) << 16 | key.local_port as u32;
+    let parts = [
+        ports,
+        quarter(&key.remote, 12),
+        quarter(&key.remote, 8),
+        quarter(&key.remote, 4),
+        quarter(&key.remote, 0),
+        quarter(&key.local, 12),
+    ];
+    let mut i = 0;
+    while i < parts.len() {
+        h = (h ^ parts[i]).wrapping_mul(0x85eb_ca6b);
+        h ^= h >> 15;
+        i += 1;
+    }
+    (h % (MAX_FLOWS / WAYS)) * WAYS
+}
+
+#[inline(always)]
+fn same_key(line: Shared<Flow>, key: &FlowKey) -> bool {
+    let held = at!(line.key);
+    // SAFETY: a key is 40 bytes at an offset divisible by 8, all integers: five words.
+    let (held, key): (Shared<[u64; 5]>, &[u64; 5]) =
+        unsafe { (Shared::new(held.as_ptr().cast()), &*core::ptr::from_ref(key).cast()) };
+    let word = |i: usize| {
+        // SAFETY: the key is one word longer than `i`, which stops at 4.
+        let held: Shared<u64> = unsafe { Shared::new(held.as_ptr().cast::<u64>().add(i)) };
+        held.get() == key[i]
+    };
+    word(0) && word(1) && word(2) && word(3) && word(4)
+}
+
+/// Key of a flow, aligned so that it can be compared in words.
+#[repr(C, align(8))]
+pub struct Key(pub FlowKey);
+
+/// The line of a flow, open or closed.
+#[inline(always)]
+pub fn find<L: Lines>(lines: &L, key: &Key) -> Option<(u32, Shared<Flow>)> {
+    let set = set_of(&key.0);
+    for way in 0..WAYS {
+        let Some(line) = lines.line(set + way) else { continue };
+        let state = at!(line.state).get();
+        if (state == state::OPEN || state == state::CLOSED) && same_key(line, &key.0) {
+            return Some((set + way, line));
+        }
+    }
+    None
+}
+
+/// Takes a line for a new flow: a free one, else the closed one that is quiet longest, else the open one that is.
+/// None: the set is full of live flows.
+#[inline(always)]
+pub fn claim<L: Lines>(
+    lines: &L,
+    server: Shared<Server>,
+    key: &Key,
+    client: u32,
+    now: u64,
+) -> Option<(u32, Shared<Flow>)> {
+    let set = set_of(&key.0);
+    let mut best = u32::MAX;
+    let mut best_state = state::OPEN;
+    // Free lines beat closed ones, closed ones beat idle ones; the older the better.
+    let mut best_rank = 0_u64;
+    for way in 0..WAYS {
+        let Some(line) = lines.line(set + way) else { continue };
+        let held = at!(line.state).get();
+        let last = at!(line.last_at).get();
+        let idle = if now > last { now - last } else { 0 };
+        let rank = match held {
+            state::FREE => u64::MAX,
+            state::CLOSED => 1 << 62 | (idle >> 8),
+            state::OPEN if idle > IDLE => idle >> 8,
+            _ => 0,
+        };
+        if rank > best_rank {
+            best_rank = rank;
+            best = set + way;
+            best_state = held;
+        }
+    }
+    if best_rank == 0 {
+        return None;
+    }
+    let line = lines.line(best)?;
+    if !at!(line.state).replace(best_state, state::CLAIMED) {
+        return None;
+    }
+    if best_state != state::FREE {
+        if let Some(former) = lines.client(at!(line.client).get()) {
+            abandon(line, former, 0);
+        }
+        if best_state == state::OPEN {
+            at!(server.evicted_flows).count(1);
+        }
+    }
+    write_key(line, key);
+    at!(line.client).set(client);
+    at!(line.opened_at).set(now);
+    at!(line.last_at).set(now);
+    at!(line.check_at).set(0);
+    at!(line.calls_seen).set(0);
+    at!(line.replies_seen).set(0);
+    reset_stream(at!(line.rx));
+    reset_stream(at!(line.tx));
+    at!(line.state).swap(state::OPEN);
+    Some((best, line))
+}
+
+#[inline(always)]
+fn write_key(line: Shared<Flow>, key: &Key) {
+    let held = at!(line.key);
+    // SAFETY: the line is CLAIMED: nobody else reads or writes its key.
+    unsafe { *held.as_ptr() = key.0 };
+}
+
+#[inline(always)]
+fn reset_stream(s: Shared<reroute_common::flow::Stream>) {
+    at!(s.flags).set(0);
+    at!(s.lost).set(0);
+    at!(s.packets).set(0);
+    at!(s.bytes).set(0);
+    at!(s.retransmitted).set(0);
+}
+
+/// A connection begins anew in its old line.
+#[inline(always)]
+pub fn reopen(line: Shared<Flow>, client: Shared<Client>, now: u64) {
+    abandon(line, client, 0);
+    at!(line.opened_at).set(now);
+    at!(line.calls_seen).set(0);
+    at!(line.replies_seen).set(0);
+    reset_stream(at!(line.rx));
+    reset_stream(at!(line.tx));
+    at!(line.state).swap(state::OPEN);
+}
+
+/// Its calls can be matched no more: they leave `in_progress` and become orphans (but the one with XID `keep`, if
+/// that is not 0). Orphans grow first, so that the sum never shows too little.
+#[inline(always)]
+pub fn abandon(line: Shared<Flow>, client: Shared<Client>, keep: u32) {
+    for i in 0..CALL_SLOTS as u32 {
+        let slot = at!(line.calls).element(i);
+        let held = slot.get();
+        if held == 0 || (keep != 0 && call::xid(held) == keep) {
+            continue;
+        }
+        at!(client.orphans).add(1);
+        if slot.replace(held, 0) {
+            at!(client.in_progress).sub(1);
+            at!(line.waiting).sub(1);
+        } else {
+            at!(client.orphans).sub(1);
+        }
+    }
+}
+
+/// Forgets its calls: the server that had them is dead and reaped.
+#[inline(always)]
+pub fn forget(line: Shared<Flow>, client: Shared<Client>) {
+    for i in 0..CALL_SLOTS as u32 {
+        let slot = at!(line.calls).element(i);
+        let held = slot.get();
+        if held != 0 && slot.replace(held, 0) {
+            at!(client.in_progress).sub(1);
+            at!(line.waiting).sub(1);
+        }
+    }
+}
+
+/// A complete call has come in.
+#[inline(always)]
+pub fn accept<L: Lines>(
+    lines: &L,
+    (index, line): (u32, Shared<Flow>),
+    client: Shared<Client>,
+    server: Shared<Server>,
+    new: Call,
+    now: u64,
+) {
+    let slot = at!(line.calls).element(new.xid);
+    let held = slot.get();
+    if held != 0 && call::xid(held) == new.xid {
+        // Sent again while the first one is still waited for.
+        return;
+    }
+    at!(client.calls).element(new.class).count(1);
+    at!(line.calls_seen).set(at!(line.calls_seen).get() + 1);
+    if held != 0 {
+        at!(client.orphans).add(1);
+        at!(server.untracked_calls).count(1);
+        return;
+    }
+    at!(client.in_progress).add(1);
+    at!(line.waiting).add(1);
+    if slot.replace(0, call::pack(new.xid, new.class, now)) {
+        at!(line.check_at).set(0);
+        lines.wake(index);
+    } else {
+        at!(client.orphans).add(1);
+        at!(client.in_progress).sub(1);
+        at!(line.waiting).sub(1);
+    }
+}
+
+/// A reply has left. Gives the call it answers, packed, if that was waited for.
+#[inline(always)]
+pub fn answer(line: Shared<Flow>, client: Shared<Client>, xid: u32, now: u64) -> Option<u64> {
+    at!(line.replies_seen).set(at!(line.replies_seen).get() + 1);
+    let slot = at!(line.calls).element(xid);
+    let held = slot.get();
+    if held == 0 || call::xid(held) != xid || !slot.replace(held, 0) {
+        return None;
+    }
+    at!(client.in_progress).sub(1);
+    at!(line.waiting).sub(1);
+    at!(line.check_at).set(0);
+    let class = call::class(held);
+    at!(client.replies).element(class).count(1);
+    let latency = at!(client.latency).element(class);
+    latency.element(bucket(call::age_ns(held, now))).count(1);
+    Some(held)
+}
+
+/// Latency bucket: the power of two of microseconds.
+#[inline(always)]
+pub fn bucket(ns: u64) -> u32 {
+    let mut us = ns / 1000;
+    let mut bucket = 0;
+    while us > 1 && bucket < 23 {
+        us >>= 1;
+        bucket += 1;
+    }
+    bucket
+}
+
+#[inline(always)]
+pub fn waits_for(line: Shared<Flow>, xid: u32) -> bool {
+    let held = at!(line.calls).element(xid).get();
+    held != 0 && call::xid(held) == xid
+}
+
+/// Calls may have been missed on this connection: one orphan stands for them, once.
+#[inline(always)]
+pub fn uncertain(line: Shared<Flow>, client: Shared<Client>) {
+    let rx = at!(line.rx);
+    let flags = at!(rx.flags).get();
+    if flags & stream::UNCERTAIN == 0 {
+        at!(rx.flags).set(flags | stream::UNCERTAIN);
+        at!(client.orphans).add(1);
+    }
+}
+
+/// When the oldest of its calls came in, as an age seen from `now`; 0: none waits.
+#[inline(always)]
+pub fn oldest_age(line: Shared<Flow>, now: u64) -> u64 {
+    let mut oldest = 0;
+    for i in 0..CALL_SLOTS as u32 {
+        let held = at!(line.calls).element(i).get();
+        if held != 0 {
+            let age = call::age_ns(held, now);
+            if age > oldest {
+                oldest = age;
+            }
+        }
+    }
+    oldest
+}

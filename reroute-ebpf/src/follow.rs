@@ -1,0 +1,193 @@
+//! A segment's payload, followed through its stream: calls in, replies out.
+
+use crate::at;
+use crate::cell::Shared;
+use crate::flow::{self, Lines};
+use crate::kernel::repeat;
+use crate::packet::Packet;
+use crate::rpc;
+use crate::stream::{self, Fit, Rest, Side, Step};
+use core::ffi::c_void;
+use reroute_common::admission::Word;
+use reroute_common::event::{Event, kind};
+use reroute_common::flow::Flow;
+use reroute_common::table::{Client, Server};
+
+/// Steps through one segment: two per record, so even 64 KiB of the shortest replies fit.
+const MAX_STEPS: u32 = 8192;
+
+/// Where a segment belongs.
+#[derive(Clone, Copy)]
+pub struct Place {
+    pub slot: u32,
+    pub index: u32,
+    pub line: Shared<Flow>,
+    pub client: Shared<Client>,
+    pub server: Shared<Server>,
+    pub now: u64,
+}
+
+/// Bytes of a segment and their sequence number.
+#[derive(Clone, Copy)]
+pub struct Segment {
+    pub seq: u32,
+    pub offset: u32,
+    pub len: u32,
+}
+
+struct Walk<P, L> {
+    packet: P,
+    lines: L,
+    place: Place,
+    rest: Rest,
+    lost: u32,
+}
+
+/// Calls that came in. `segment.len` is not 0.
+#[inline(always)]
+pub fn calls<P: Packet, L: Lines + Copy>(packet: P, lines: L, place: &Place, segment: Segment) {
+    let line = place.line;
+    let client = place.client;
+    let rx = at!(line.rx);
+    let before = at!(rx.retransmitted).get();
+    let fit = stream::enter(rx, segment.seq, segment.len);
+    at!(client.rx_retransmitted).count(at!(rx.retransmitted).get() - before);
+    let mut skip = 0;
+    match fit {
+        Fit::Old => return,
+        Fit::New { skip: n } => skip = n,
+        Fit::Lost | Fit::Unsynced => {
+            if fit == Fit::Lost {
+                lost_calls(place);
+            }
+            let peeked = stream::peek(&packet, rx, segment.offset, segment.len, rpc::CALL_HEAD);
+            if !peeked || !rpc::looks_like_call(rx) {
+                return;
+            }
+            stream::resync(rx);
+        }
+    }
+    let rest = Rest { offset: segment.offset + skip, left: segment.len - skip };
+    let mut walk = Walk { packet, lines, place: *place, rest, lost: 0 };
+    repeat(MAX_STEPS, call_step::<P, L>, &mut walk);
+    if walk.lost != 0 {
+        lost_calls(place);
+    }
+}
+
+#[inline(always)]
+fn lost_calls(place: &Place) {
+    let line = place.line;
+    let client = place.client;
+    stream::lose(at!(line.rx));
+    at!(client.orphans).add(1);
+    at!(client.streams_lost).count(1);
+}
+
+unsafe extern "C" fn call_step<P: Packet, L: Lines + Copy>(_: u32, walk: *mut c_void) -> i64 {
+    // SAFETY: `repeat` hands over the walk of `calls`.
+    let walk = unsafe { &mut *walk.cast::<Walk<P, L>>() };
+    let place = &walk.place;
+    let line = place.line;
+    let rx = at!(line.rx);
+    match stream::step(&walk.packet, rx, &mut walk.rest, Side::Calls) {
+        Step::Continue => 0,
+        Step::End => 1,
+        Step::Lost => {
+            walk.lost = 1;
+            1
+        }
+        Step::Record => {
+            let call = rpc::call(rx);
+            flow::accept(&walk.lines, (place.index, line), place.client, place.server, call, place.now);
+            0
+        }
+    }
+}
+
+/// Replies that leave. `segment.len` is not 0. `tell` is given the event of a first reply.
+#[inline(always)]
+pub fn replies<P: Packet>(packet: P, place: &Place, segment: Segment) {
+    let line = place.line;
+    let client = place.client;
+    let tx = at!(line.tx);
+    let before = at!(tx.retransmitted).get();
+    let fit = stream::enter(tx, segment.seq, segment.len);
+    at!(client.tx_retransmitted).count(at!(tx.retransmitted).get() - before);
+    let mut skip = 0;
+    match fit {
+        Fit::Old => return,
+        Fit::New { skip: n } => skip = n,
+        Fit::Lost | Fit::Unsynced => {
+            if fit == Fit::Lost {
+                lost_replies(place);
+            }
+            // Whatever waits may have been answered by bytes we could not read: it must not look unanswered.
+            let peeked = stream::peek(&packet, tx, segment.offset, segment.len, rpc::REPLY_HEAD);
+            if !peeked || !rpc::looks_like_reply(tx) || !flow::waits_for(line, rpc::xid(tx)) {
+                flow::abandon(line, client, 0);
+                return;
+            }
+            flow::abandon(line, client, rpc::xid(tx));
+            stream::resync(tx);
+        }
+    }
+    let rest = Rest { offset: segment.offset + skip, left: segment.len - skip };
+    let mut walk = Walk { packet, lines: (), place: *place, rest, lost: 0 };
+    repeat(MAX_STEPS, reply_step::<P>, &mut walk);
+    if walk.lost != 0 {
+        lost_replies(place);
+        flow::abandon(line, client, 0);
+    }
+}
+
+#[inline(always)]
+fn lost_replies(place: &Place) {
+    let line = place.line;
+    let client = place.client;
+    stream::lose(at!(line.tx));
+    at!(client.streams_lost).count(1);
+}
+
+unsafe extern "C" fn reply_step<P: Packet>(_: u32, walk: *mut c_void) -> i64 {
+    // SAFETY: `repeat` hands over the walk of `replies`.
+    let walk = unsafe { &mut *walk.cast::<Walk<P, ()>>() };
+    let place = &walk.place;
+    let line = place.line;
+    let tx = at!(line.tx);
+    match stream::step(&walk.packet, tx, &mut walk.rest, Side::Replies) {
+        Step::Continue => 0,
+        Step::End => 1,
+        Step::Lost => {
+            walk.lost = 1;
+            1
+        }
+        Step::Record => {
+            reply(place, rpc::xid(tx));
+            0
+        }
+    }
+}
+
+#[inline(always)]
+fn reply(place: &Place, xid: u32) {
+    let (line, client, server) = (place.line, place.client, place.server);
+    at!(server.last_reply_at).set(place.now);
+    flow::answer(line, client, xid, place.now);
+    let word = Word(at!(client.word).get());
+    let reported = at!(client.first_reply_epoch).get();
+    if word.is_admitted()
+        && reported != word.epoch()
+        && at!(client.first_reply_epoch).replace(reported, word.epoch())
+    {
+        crate::maps::emit(&Event {
+            at: place.now,
+            kind: kind::FIRST_REPLY,
+            client: place.slot,
+            flow: place.index,
+            waiting: at!(line.waiting).get(),
+            age_ns: 0,
+            limit: word.epoch(),
+        });
+    }
+}

@@ -1,0 +1,80 @@
+//! Entry points, and the one table of verdicts. On the host this is an empty program.
+#![cfg_attr(target_arch = "bpf", no_std, no_main)]
+
+#[cfg(not(target_arch = "bpf"))]
+fn main() {}
+
+#[cfg(target_arch = "bpf")]
+mod programs {
+    use aya_ebpf::bindings::{TC_ACT_OK, TC_ACT_SHOT, xdp_action};
+    use aya_ebpf::helpers::generated::bpf_redirect;
+    use aya_ebpf::macros::{classifier, xdp};
+    use aya_ebpf::programs::{TcContext, XdpContext};
+    use aya_log_ebpf::trace;
+    use reroute_common::control::Command;
+    use reroute_ebpf::cell::Shared;
+    use reroute_ebpf::kernel::{SkbPacket, XdpPacket};
+    use reroute_ebpf::{Verdict, control as commands, egress as out, ingress as into};
+
+    #[xdp(frags)]
+    pub fn ingress(ctx: XdpContext) -> u32 {
+        let packet = XdpPacket { md: ctx.ctx };
+        match into::ingress(packet, packet.interface()) {
+            Verdict::Pass => xdp_action::XDP_PASS,
+            Verdict::Drop => {
+                trace!(&ctx, "dropped {} bytes", ctx.data_end() - ctx.data());
+                xdp_action::XDP_DROP
+            }
+            Verdict::Reflect => xdp_action::XDP_TX,
+        }
+    }
+
+    #[classifier]
+    pub fn ingress_tc(ctx: TcContext) -> i32 {
+        let packet = SkbPacket { skb: ctx.skb.skb };
+        match into::ingress(packet, packet.interface()) {
+            Verdict::Pass => TC_ACT_OK as i32,
+            Verdict::Drop => TC_ACT_SHOT as i32,
+            // SAFETY: takes an index and flags; 0: out by the same interface.
+            Verdict::Reflect => unsafe { bpf_redirect(packet.interface(), 0) as i32 },
+        }
+    }
+
+    #[classifier]
+    pub fn egress(ctx: TcContext) -> i32 {
+        let packet = SkbPacket { skb: ctx.skb.skb };
+        match out::egress(packet, packet.interface()) {
+            Verdict::Pass | Verdict::Reflect => TC_ACT_OK as i32,
+            Verdict::Drop => {
+                trace!(&ctx, "held back {} bytes", ctx.len());
+                TC_ACT_SHOT as i32
+            }
+        }
+    }
+
+    /// Run by userspace alone, with a command as its packet.
+    #[xdp]
+    pub fn control(ctx: XdpContext) -> u32 {
+        let (start, end) = (ctx.data(), ctx.data_end());
+        if start + size_of::<Command>() <= end {
+            // SAFETY: a whole command lies between start and end, and nobody else sees this packet.
+            commands::run(unsafe { Shared::new(start as *mut Command) });
+        }
+        xdp_action::XDP_PASS
+    }
+
+    /// Lets everything through: what the other end of a veth pair needs for replies sent by XDP to arrive.
+    #[xdp]
+    pub fn pass(_ctx: XdpContext) -> u32 {
+        xdp_action::XDP_PASS
+    }
+
+    #[unsafe(link_section = "license")]
+    #[unsafe(no_mangle)]
+    static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+    #[panic_handler]
+    fn panic(_info: &core::panic::PanicInfo) -> ! {
+        loop {}
+    }
+}

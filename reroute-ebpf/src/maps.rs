@@ -1,0 +1,125 @@
+//! The maps, by the names they are pinned under.
+
+use crate::cell::Shared;
+use crate::flow::Lines;
+use aya_ebpf::bindings::{BPF_F_MMAPABLE, bpf_timer};
+use aya_ebpf::btf_maps;
+use aya_ebpf::macros::{btf_map, map};
+use aya_ebpf::maps::{Array, HashMap, PerCpuArray, RingBuf};
+use reroute_common::event::Event;
+use reroute_common::flow::{Flow, MAX_FLOWS};
+use reroute_common::pulse;
+use reroute_common::table::{AddressKey, Client, Config, MAX_CLIENTS, Server};
+
+#[map]
+static CONFIG: Array<Config> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+#[map]
+static CLIENTS: Array<Client> = Array::with_max_entries(MAX_CLIENTS, BPF_F_MMAPABLE);
+#[map]
+static ADDRESSES: HashMap<AddressKey, u32> = HashMap::with_max_entries(4 * MAX_CLIENTS, 0);
+#[map]
+static INTERFACES: HashMap<u32, u32> = HashMap::with_max_entries(64, 0);
+#[map]
+static FLOWS: Array<Flow> = Array::with_max_entries(MAX_FLOWS, BPF_F_MMAPABLE);
+/// One bit per line with calls waiting.
+#[map]
+static WAITING: Array<u64> = Array::with_max_entries(WAITING_WORDS, BPF_F_MMAPABLE);
+#[map]
+static SERVER: Array<Server> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+#[map]
+static EVENTS: RingBuf = RingBuf::with_byte_size(256 * 1024, 0);
+/// A pulse does not fit on the stack beside everything else.
+#[map]
+static SCRATCH: PerCpuArray<[u64; pulse::LEN / 8]> = PerCpuArray::with_max_entries(1, 0);
+
+/// The timer, and what only it writes.
+#[repr(C)]
+pub struct TimerValue {
+    pub timer: bpf_timer,
+    /// Ages count from here at most: the last time that the timer itself came late.
+    pub rebased_at: u64,
+}
+// SAFETY: the kernel guards the timer; the rest is written by its callback alone.
+unsafe impl Sync for TimerValue {}
+
+#[btf_map]
+pub static TIMER: btf_maps::Array<TimerValue, 1> = btf_maps::Array::new();
+
+pub const WAITING_WORDS: u32 = MAX_FLOWS / 64;
+
+macro_rules! entry {
+    ($name:ident, $map:ident, $t:ty) => {
+        #[inline(always)]
+        pub fn $name(index: u32) -> Option<Shared<$t>> {
+            // SAFETY: array entries live as long as the map, which outlives the run.
+            $map.get_ptr_mut(index).map(|p| unsafe { Shared::new(p) })
+        }
+    };
+}
+entry!(config_at, CONFIG, Config);
+entry!(server_at, SERVER, Server);
+entry!(client, CLIENTS, Client);
+entry!(flow, FLOWS, Flow);
+entry!(waiting, WAITING, u64);
+entry!(scratch_at, SCRATCH, [u64; pulse::LEN / 8]);
+
+#[inline(always)]
+pub fn config() -> Option<Shared<Config>> {
+    config_at(0)
+}
+#[inline(always)]
+pub fn server() -> Option<Shared<Server>> {
+    server_at(0)
+}
+#[inline(always)]
+pub fn scratch() -> Option<Shared<[u64; pulse::LEN / 8]>> {
+    scratch_at(0)
+}
+
+/// The network an interface belongs to; none: not ours.
+#[inline(always)]
+pub fn network(interface: u32) -> Option<u32> {
+    // SAFETY: entries are written once, by userspace, before the program is attached.
+    unsafe { INTERFACES.get(interface) }.copied()
+}
+
+/// The client with this address on this network; 0: nobody registered.
+#[inline(always)]
+pub fn slot(network: u32, address: &[u8; 16]) -> u32 {
+    let key = AddressKey { network, address: *address };
+    // SAFETY: a slot number is one word: it is read whole, old or new.
+    unsafe { ADDRESSES.get(key) }.copied().unwrap_or(0)
+}
+
+#[inline(always)]
+pub fn emit(event: &Event) {
+    if EVENTS.output::<Event>(event, 0).is_err() {
+        if let Some(server) = server() {
+            crate::at!(server.lost_events).count(1);
+        }
+    }
+}
+
+/// The tables of the running program.
+#[derive(Clone, Copy)]
+pub struct Tables;
+
+impl Lines for Tables {
+    #[inline(always)]
+    fn line(&self, index: u32) -> Option<Shared<Flow>> {
+        flow(index)
+    }
+    #[inline(always)]
+    fn client(&self, slot: u32) -> Option<Shared<Client>> {
+        client(slot)
+    }
+    #[inline(always)]
+    fn wake(&self, index: u32) {
+        if let Some(word) = waiting(index / 64) {
+            let bit = 1 << (index % 64);
+            if word.get() & bit == 0 {
+                word.or(bit);
+            }
+        }
+    }
+}

@@ -1,0 +1,56 @@
+//! A packet, wherever it is looked at: XDP, TC, or a byte slice of a test.
+
+use crate::cell::Shared;
+use reroute_common::pulse::LEN;
+
+pub trait Packet: Copy {
+    /// Bytes of the frame, all buffers.
+    fn len(&self) -> u32;
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+    /// The bytes at `offset`; none if the frame ends before.
+    fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]>;
+    /// Copies `len` (1 to 28) bytes at `offset` to `header[at..]`.
+    fn load_header(&self, offset: u32, header: Shared<[u8; 32]>, at: u32, len: u32) -> bool;
+    /// Copies a pulse's length at `offset` to `words`.
+    fn load_pulse(&self, offset: u32, words: Shared<[u64; LEN / 8]>) -> bool;
+    /// Writes `bytes` at `offset`.
+    fn store<const N: usize>(&self, offset: u32, bytes: &[u8; N]) -> bool;
+    /// Wire segments this frame stands for.
+    fn segments(&self) -> u32 {
+        1
+    }
+    /// What the kernel's helpers take as their context.
+    fn context(&self) -> *mut core::ffi::c_void {
+        core::ptr::null_mut()
+    }
+}
+
+impl Packet for &[u8] {
+    fn len(&self) -> u32 {
+        <[u8]>::len(self) as u32
+    }
+    fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
+        self.get(offset as usize..offset as usize + N)?.try_into().ok()
+    }
+    fn load_header(&self, offset: u32, header: Shared<[u8; 32]>, at: u32, len: u32) -> bool {
+        let Some(from) = self.get(offset as usize..(offset + len) as usize) else { return false };
+        assert!(at + len <= 32);
+        // SAFETY: `at + len` stays inside the header, which is a live value of 32 bytes.
+        unsafe {
+            core::ptr::copy_nonoverlapping(
+                from.as_ptr(),
+                header.as_ptr().cast::<u8>().add(at as usize),
+                from.len(),
+            )
+        };
+        true
+    }
+    fn load_pulse(&self, _offset: u32, _words: Shared<[u64; LEN / 8]>) -> bool {
+        false
+    }
+    fn store<const N: usize>(&self, _offset: u32, _bytes: &[u8; N]) -> bool {
+        false
+    }
+}

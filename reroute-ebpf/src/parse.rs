@@ -1,0 +1,209 @@
+//! Ethernet to TCP or UDP.
+
+use crate::packet::Packet;
+use reroute_common::mapped_ipv4;
+
+/// What a frame turned out to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Kind {
+    /// Nothing we look at.
+    Other,
+    Tcp,
+    Udp,
+    /// TCP, as far as one can tell, but a fragment or cut short: its ports or its calls cannot be judged.
+    BrokenTcp,
+}
+
+/// TCP header flags.
+pub mod tcp {
+    pub const FIN: u8 = 1;
+    pub const SYN: u8 = 2;
+    pub const RST: u8 = 4;
+    pub const ACK: u8 = 16;
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Frame {
+    pub kind: Kind,
+    pub ipv4: bool,
+    pub flags: u8,
+    pub source: [u8; 16],
+    pub destination: [u8; 16],
+    pub source_port: u16,
+    pub destination_port: u16,
+    pub sequence: u32,
+    /// Where the IP header begins.
+    pub ip: u32,
+    /// Where the TCP or UDP header begins.
+    pub transport: u32,
+    pub payload: u32,
+    /// By the IP header: padding of the frame is no payload.
+    pub payload_len: u32,
+}
+
+impl Frame {
+    #[inline(always)]
+    pub const fn new() -> Self {
+        Frame {
+            kind: Kind::Other,
+            ipv4: false,
+            flags: 0,
+            source: [0; 16],
+            destination: [0; 16],
+            source_port: 0,
+            destination_port: 0,
+            sequence: 0,
+            ip: 0,
+            transport: 0,
+            payload: 0,
+            payload_len: 0,
+        }
+    }
+}
+
+impl Default for Frame {
+    fn default() -> Self {
+        Frame::new()
+    }
+}
+
+const ETH_LEN: u32 = 14;
+const IPV4: u16 = 0x0800;
+const IPV6: u16 = 0x86dd;
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+const TCP_LEN: u32 = 20;
+const UDP_LEN: u32 = 8;
+/// IPv6 extension headers followed.
+const MAX_EXTENSIONS: usize = 8;
+
+#[inline(always)]
+const fn be16(hi: u8, lo: u8) -> u16 {
+    u16::from_be_bytes([hi, lo])
+}
+
+/// Fills `frame`; what cannot be parsed stays [`Kind::Other`], or is [`Kind::BrokenTcp`] with its addresses set.
+#[inline(always)]
+pub fn parse<P: Packet>(packet: &P, frame: &mut Frame) {
+    let Some(eth) = packet.load::<14>(0) else { return };
+    let mut ethertype = be16(eth[12], eth[13]);
+    let mut offset = ETH_LEN;
+    for _ in 0..2 {
+        if ethertype == 0x8100 || ethertype == 0x88a8 {
+            let Some(tag) = packet.load::<4>(offset) else { return };
+            ethertype = be16(tag[2], tag[3]);
+            offset += 4;
+        }
+    }
+    frame.ip = offset;
+    match ethertype {
+        IPV4 => ipv4(packet, frame),
+        IPV6 => ipv6(packet, frame),
+        _ => {}
+    }
+}
+
+#[inline(always)]
+fn ipv4<P: Packet>(packet: &P, frame: &mut Frame) {
+    let Some(h) = packet.load::<20>(frame.ip) else { return };
+    frame.ipv4 = true;
+    frame.source = mapped_ipv4([h[12], h[13], h[14], h[15]]);
+    frame.destination = mapped_ipv4([h[16], h[17], h[18], h[19]]);
+    let header_len = ((h[0] & 0x0f) as u32) * 4;
+    let protocol = h[9];
+    let fragment = be16(h[6], h[7]) & 0x3fff != 0;
+    let total = be16(h[2], h[3]) as u32;
+    let room = packet.len() - frame.ip;
+    // 0: a super-packet the kernel built itself (BIG TCP).
+    let ip_len = if total == 0 { room } else { total };
+    if h[0] >> 4 != 4 || header_len < 20 || fragment || ip_len > room {
+        if protocol == TCP {
+            frame.kind = Kind::BrokenTcp;
+        }
+        return;
+    }
+    frame.transport = frame.ip + header_len;
+    transport(packet, frame, protocol, frame.ip + ip_len);
+}
+
+#[inline(always)]
+fn ipv6<P: Packet>(packet: &P, frame: &mut Frame) {
+    let Some(h) = packet.load::<8>(frame.ip) else { return };
+    let Some(source) = packet.load::<16>(frame.ip + 8) else { return };
+    let Some(destination) = packet.load::<16>(frame.ip + 24) else { return };
+    frame.source = source;
+    frame.destination = destination;
+    let room = packet.len() - frame.ip - 40;
+    let length = be16(h[4], h[5]) as u32;
+    let length = if length == 0 { room } else { length };
+    let mut next = h[6];
+    let mut offset = frame.ip + 40;
+    for _ in 0..MAX_EXTENSIONS {
+        let step = match next {
+            0 | 43 | 60 | 51 => {
+                let Some(extension) = packet.load::<2>(offset) else { return };
+                let units = extension[1] as u32;
+                let step = if next == 51 { (units + 2) * 4 } else { (units + 1) * 8 };
+                next = extension[0];
+                step
+            }
+            44 => {
+                let Some(extension) = packet.load::<8>(offset) else { return };
+                next = extension[0];
+                if be16(extension[2], extension[3]) & 0xfff9 != 0 {
+                    if next == TCP {
+                        frame.kind = Kind::BrokenTcp;
+                    }
+                    return;
+                }
+                8
+            }
+            _ => break,
+        };
+        offset += step;
+    }
+    if length > room {
+        if next == TCP {
+            frame.kind = Kind::BrokenTcp;
+        }
+        return;
+    }
+    frame.transport = offset;
+    transport(packet, frame, next, frame.ip + 40 + length);
+}
+
+#[inline(always)]
+fn transport<P: Packet>(packet: &P, frame: &mut Frame, protocol: u8, end: u32) {
+    let offset = frame.transport;
+    if protocol == TCP {
+        frame.kind = Kind::BrokenTcp;
+        if offset + TCP_LEN > end {
+            return;
+        }
+        let Some(h) = packet.load::<20>(offset) else { return };
+        let header_len = ((h[12] >> 4) as u32) * 4;
+        if header_len < TCP_LEN || offset + header_len > end {
+            return;
+        }
+        frame.source_port = be16(h[0], h[1]);
+        frame.destination_port = be16(h[2], h[3]);
+        frame.sequence = u32::from_be_bytes([h[4], h[5], h[6], h[7]]);
+        frame.flags = h[13];
+        frame.payload = offset + header_len;
+        frame.payload_len = end - frame.payload;
+        frame.kind = Kind::Tcp;
+    } else if protocol == UDP {
+        if offset + UDP_LEN > end {
+            return;
+        }
+        let Some(h) = packet.load::<8>(offset) else { return };
+        frame.source_port = be16(h[0], h[1]);
+        frame.destination_port = be16(h[2], h[3]);
+        frame.payload = offset + UDP_LEN;
+        let length = be16(h[4], h[5]) as u32;
+        // A length that lies about the datagram leaves nothing to read.
+        frame.payload_len = if length < UDP_LEN || length > end - offset { 0 } else { length - UDP_LEN };
+        frame.kind = Kind::Udp;
+    }
+}

@@ -1,0 +1,207 @@
+//! Following record marks (RFC 5531 §11) through the byte stream of one direction, however it is cut into segments.
+
+use crate::at;
+use crate::cell::Shared;
+use crate::packet::Packet;
+use crate::rpc;
+use reroute_common::flow::{Stream, stream};
+
+/// Further ahead than any window: such a segment is none of this connection's.
+const MAX_GAP: i32 = 1 << 26;
+
+/// How a segment fits in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fit {
+    /// New bytes begin `skip` bytes into it.
+    New { skip: u32 },
+    /// Nothing new.
+    Old,
+    /// The stream was lost by it.
+    Lost,
+    /// The stream is lost: it may be found again at the start of this segment.
+    Unsynced,
+}
+
+/// The stream begins: SYN with this sequence number.
+#[inline(always)]
+pub fn begin(s: Shared<Stream>, syn: u32) {
+    at!(s.flags).set(stream::SYNCED | stream::SEEN);
+    at!(s.next_seq).set(syn.wrapping_add(1));
+    at!(s.remaining).set(0);
+    at!(s.gathered).set(0);
+    at!(s.more).set(0);
+}
+
+/// Takes in where a segment of `len` (not 0) bytes stands.
+#[inline(always)]
+pub fn enter(s: Shared<Stream>, seq: u32, len: u32) -> Fit {
+    let flags = at!(s.flags).get();
+    let end = seq.wrapping_add(len);
+    if flags & stream::SEEN == 0 {
+        at!(s.flags).set(flags | stream::SEEN);
+        at!(s.next_seq).set(end);
+        return Fit::Unsynced;
+    }
+    let ahead = seq.wrapping_sub(at!(s.next_seq).get()) as i32;
+    let mut skip = 0;
+    if ahead < 0 {
+        let overlap = ahead.unsigned_abs();
+        at!(s.retransmitted).set(at!(s.retransmitted).get() + 1);
+        if overlap >= len {
+            return Fit::Old;
+        }
+        skip = overlap;
+    } else if ahead > MAX_GAP {
+        return Fit::Old;
+    }
+    at!(s.next_seq).set(end);
+    if flags & stream::SYNCED == 0 {
+        return if skip == 0 { Fit::Unsynced } else { Fit::Old };
+    }
+    if ahead > 0 {
+        // A hole inside the body of a fragment hides nothing we need.
+        let remaining = at!(s.remaining).get();
+        if at!(s.gathered).get() != 0 || ahead as u32 > remaining {
+            return Fit::Lost;
+        }
+        at!(s.remaining).set(remaining - ahead as u32);
+    }
+    Fit::New { skip }
+}
+
+/// Forgets where records begin, until [`resync`].
+#[inline(always)]
+pub fn lose(s: Shared<Stream>) {
+    at!(s.flags).set(at!(s.flags).get() & !(stream::SYNCED | stream::PENDING));
+    at!(s.lost).set(at!(s.lost).get() + 1);
+    at!(s.remaining).set(0);
+    at!(s.gathered).set(0);
+    at!(s.more).set(0);
+}
+
+/// Reads the start of a segment into the header, to see whether a record begins there.
+#[inline(always)]
+pub fn peek<P: Packet>(packet: &P, s: Shared<Stream>, offset: u32, len: u32, head: u32) -> bool {
+    len >= 4 + head && packet.load_header(offset, at!(s.header), 0, 4 + head)
+}
+
+/// A record begins at the start of this segment.
+#[inline(always)]
+pub fn resync(s: Shared<Stream>) {
+    at!(s.flags).set((at!(s.flags).get() | stream::SYNCED) & !stream::PENDING);
+    at!(s.remaining).set(0);
+    at!(s.gathered).set(0);
+    at!(s.more).set(0);
+}
+
+/// Bytes of a segment still to be followed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rest {
+    pub offset: u32,
+    pub left: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    Continue,
+    /// The segment is used up.
+    End,
+    /// Not a record: the stream is lost.
+    Lost,
+    /// Ingress: a call is complete, its last byte included (a server runs no half call). Egress: a reply begins.
+    /// The header holds its first words.
+    Record,
+}
+
+/// Which way the stream flows.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    Calls,
+    Replies,
+}
+
+/// Takes one step through the segment: the rest of a body, or a header.
+#[inline(always)]
+pub fn step<P: Packet>(packet: &P, s: Shared<Stream>, rest: &mut Rest, side: Side) -> Step {
+    let head = match side {
+        Side::Calls => rpc::CALL_HEAD,
+        Side::Replies => rpc::REPLY_HEAD,
+    };
+    let remaining = at!(s.remaining).get();
+    if remaining > 0 {
+        let n = if remaining < rest.left { remaining } else { rest.left };
+        at!(s.remaining).set(remaining - n);
+        rest.offset += n;
+        rest.left -= n;
+        if remaining > n {
+            return Step::End;
+        }
+    }
+    if ended(s) {
+        return Step::Record;
+    }
+    if rest.left == 0 {
+        return Step::End;
+    }
+    let continued = at!(s.more).get() != 0;
+    let head = if continued { 0 } else { head };
+    // Masked for the verifier: less than a whole header is ever gathered.
+    let gathered = at!(s.gathered).get() & 31;
+    let missing = (4 + head).wrapping_sub(gathered) & 31;
+    let n = if missing < rest.left { missing } else { rest.left };
+    if !packet.load_header(rest.offset, at!(s.header), gathered, n) {
+        return Step::Lost;
+    }
+    let total = gathered + n;
+    let mark = rpc::word(s, 0);
+    let length = mark & 0x7fff_ffff;
+    let body = if length < head { length } else { head };
+    if total < 4 || total < 4 + body {
+        at!(s.gathered).set(total);
+        rest.offset += n;
+        rest.left -= n;
+        return Step::End;
+    }
+    let used = 4 + body - gathered;
+    rest.offset += used;
+    rest.left -= used;
+    at!(s.gathered).set(0);
+    at!(s.remaining).set(length - body);
+    at!(s.more).set((mark >> 31) ^ 1);
+    if length > rpc::MAX_FRAGMENT {
+        return Step::Lost;
+    }
+    if continued {
+        return if ended(s) { Step::Record } else { Step::Continue };
+    }
+    if length < head {
+        return Step::Lost;
+    }
+    match side {
+        Side::Calls => {
+            if !rpc::is_call(s) {
+                return Step::Lost;
+            }
+            at!(s.flags).set(at!(s.flags).get() | stream::PENDING);
+            if ended(s) { Step::Record } else { Step::Continue }
+        }
+        Side::Replies => {
+            if rpc::is_reply(s) {
+                Step::Record
+            } else {
+                Step::Lost
+            }
+        }
+    }
+}
+
+/// Whether a pending call's last byte has been seen; if so, it is pending no more.
+#[inline(always)]
+fn ended(s: Shared<Stream>) -> bool {
+    let flags = at!(s.flags).get();
+    if flags & stream::PENDING == 0 || at!(s.remaining).get() != 0 || at!(s.more).get() != 0 {
+        return false;
+    }
+    at!(s.flags).set(flags & !stream::PENDING);
+    true
+}
