@@ -180,6 +180,8 @@ pub enum XdpMode {
     Auto,
     /// Generic only: for NICs that lose what a native program sends back (one end of a veth pair, for one).
     Generic,
+    /// No XDP at all: TC ingress, for NICs that attaching XDP would reset.
+    Tc,
 }
 
 #[derive(Debug, Clone, Deserialize)]

@@ -5,8 +5,6 @@ use std::path::PathBuf;
 
 #[derive(Debug, thiserror::Error)]
 pub enum SensorError {
-    #[error("under construction")]
-    UnderConstruction,
     #[error("{dir}: cannot be made: {source}; mount a bpffs first (`mount -t bpf bpf /sys/fs/bpf`)")]
     Directory { dir: PathBuf, source: std::io::Error },
     #[error("the eBPF object cannot be loaded: {0}")]
@@ -19,6 +17,12 @@ pub enum SensorError {
     NoMap { name: &'static str },
     #[error("map {name} pinned in {dir} has another layout: stop the agent, remove {dir}, start it again")]
     Layout { name: &'static str, dir: PathBuf },
+    #[error("{dir} holds only some of the maps: stop the agent, remove {dir}, start it again")]
+    Incomplete { dir: PathBuf },
+    #[error("program {name} is missing from the eBPF object, or did not answer")]
+    NoProgram { name: &'static str },
+    #[error("{path}: cannot be pinned: {why}; is it on a bpffs (`mount -t bpf bpf /sys/fs/bpf`)?")]
+    Pin { path: PathBuf, why: String },
     #[error("interface {interface}: {why}")]
     Attach { interface: String, why: String },
     #[error("{host} is not registered here: add it to [[cluster.hosts]] and restart the agent")]

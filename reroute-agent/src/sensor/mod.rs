@@ -1,23 +1,30 @@
 //! The sensor: the programs in the kernel, and everything the SCVM's agent asks of them.
 //!
-//! Maps, programs' links and the timer live in one bpffs directory per SCVM, so that they outlive the agent: the
-//! next one adopts them, counters and admission included, and swaps the programs without losing a packet. Admission
-//! is never written from here: the `control` program does it, run on demand, atomically beside the packet path.
+//! Maps, links and the timer live in one bpffs directory per SCVM, so that they outlive the agent: the next one
+//! adopts them, counters and admission included, and swaps the programs without losing a packet. Admission is never
+//! written from here: the `control` program does it, run on demand, atomically beside the packet path.
 
+mod attach;
 mod error;
 mod events;
+mod load;
 mod raw;
+mod tables;
 
 pub use error::SensorError;
 pub use events::Events;
 
 use crate::config::{AdmissionMode, Timing, XdpMode};
+use aya::Ebpf;
+use aya::maps::RingBuf;
+use aya::programs::{TestRun, TestRunOptions, Xdp};
 use reroute_common::admission::Word;
+use reroute_common::control::{Command, MAGIC, op, result};
 use reroute_common::flow::Flow;
-use reroute_common::table::{Client, Config, Server};
+use reroute_common::table::{Client, Config, Server, mode, pin};
 use reroute_core::ids::{BootNs, Epoch, HostId, Incarnation, Network, ScvmId};
 use std::net::{IpAddr, SocketAddrV4};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// What the sensor is to watch, and how.
 #[derive(Clone, Debug)]
@@ -48,11 +55,11 @@ pub struct Registration {
 pub struct Attachment {
     pub network: Network,
     pub interface: String,
-    /// `xdp native` or `xdp generic`.
+    /// `xdp native`, `xdp generic` or `tc`.
     pub ingress: String,
     /// `tcx` or `clsact`.
     pub egress: String,
-    /// Why these, and not better ones.
+    /// Why these, and not better ones ("" if these are the best).
     pub reason: String,
 }
 
@@ -69,16 +76,44 @@ pub struct Answer {
 }
 
 pub struct Sensor {
+    bpf: Ebpf,
+    tables: tables::Tables,
     attachments: Vec<Attachment>,
     adopted: bool,
+    events: Option<RingBuf<aya::maps::MapData>>,
 }
 
-#[allow(unused_variables)]
 impl Sensor {
-    /// Loads and attaches the programs, or adopts what is pinned in `bpf_dir`.
+    /// Loads and attaches the programs, or adopts what is pinned in `bpf_dir`: then counters, admission and
+    /// attachments go on. A start that fails leaves a directory that was empty empty.
     pub fn start(settings: Settings) -> Result<Sensor, SensorError> {
-        Err(SensorError::UnderConstruction)
+        let dir = settings.bpf_dir.clone();
+        std::fs::create_dir_all(&dir)
+            .map_err(|source| SensorError::Directory { dir: dir.clone(), source })?;
+        let adopted = load::adoptable(&dir)?;
+        let started = Sensor::start_in(settings, adopted);
+        if started.is_err() && !adopted {
+            // The first error is the one to report.
+            let _ = remove(&dir);
+        }
+        started
     }
+
+    fn start_in(settings: Settings, adopted: bool) -> Result<Sensor, SensorError> {
+        let mut bpf = load::load(&settings)?;
+        let events = RingBuf::try_from(load::take_map(&mut bpf, pin::EVENTS)?)
+            .map_err(|source| SensorError::Map { name: pin::EVENTS, source })?;
+        let mut tables = tables::Tables::open(&mut bpf)?;
+        tables.configure(&settings)?;
+        tables.register(&settings.clients)?;
+        tables.name_interfaces(&settings.interfaces)?;
+        load::pin_programs(&mut bpf, &settings.bpf_dir)?;
+        let attachments = attach::attach_all(&mut bpf, &settings)?;
+        let sensor = Sensor { bpf, tables, attachments, adopted, events: Some(events) };
+        sensor.command(Command { op: op::START_TIMER, ..BLANK })?;
+        Ok(sensor)
+    }
+
     /// Whether maps of an earlier agent were found and taken over.
     pub fn adopted(&self) -> bool {
         self.adopted
@@ -86,16 +121,17 @@ impl Sensor {
     pub fn attachments(&self) -> &[Attachment] {
         &self.attachments
     }
-    /// Opens admission for `host` at `epoch`.
+
+    /// Opens admission for `host` at `epoch`. Again at the same epoch is no error, unless that was closed since.
     pub fn admit(&self, host: HostId, epoch: Epoch) -> Result<Answer, SensorError> {
-        Err(SensorError::UnderConstruction)
+        self.ask(op::ADMIT, host, epoch)
     }
     /// Shuts `host` out at `epoch`.
     pub fn fence(&self, host: HostId, epoch: Epoch) -> Result<Answer, SensorError> {
-        Err(SensorError::UnderConstruction)
+        self.ask(op::FENCE, host, epoch)
     }
     pub fn read(&self, host: HostId) -> Result<Answer, SensorError> {
-        Err(SensorError::UnderConstruction)
+        self.ask(op::READ, host, Epoch(0))
     }
     /// Moves both session deadlines forward (never back).
     pub fn renew(
@@ -103,43 +139,122 @@ impl Sensor {
         session_deadline: BootNs,
         session_deadline_no_agent: BootNs,
     ) -> Result<(), SensorError> {
-        Err(SensorError::UnderConstruction)
+        let value2 = session_deadline_no_agent.0;
+        self.command(Command { op: op::RENEW, value: session_deadline.0, value2, ..BLANK }).map(drop)
     }
-    /// A new server process serves, the old one is reaped: its calls in progress and orphans are forgotten.
+    /// Says which process serves. If another one did before, that one must be reaped by now: its calls in progress
+    /// and all orphans are forgotten. The first incarnation ever named, and the same again, forget nothing.
     pub fn server_started(&self, incarnation: Incarnation) -> Result<(), SensorError> {
-        Err(SensorError::UnderConstruction)
+        self.command(Command { op: op::SERVER, value: incarnation.0, ..BLANK }).map(drop)
     }
+
     /// One of [`reroute_common::table::mode`].
     pub fn set_mode(&mut self, mode: u32) -> Result<(), SensorError> {
-        Err(SensorError::UnderConstruction)
+        if ![mode::SHADOW, mode::ENFORCE, mode::BYPASS].contains(&mode) {
+            return Err(SensorError::Mode { mode });
+        }
+        self.tables.set_mode(mode);
+        Ok(())
     }
     /// Bits of [`reroute_common::pulse::server`] that userspace decides.
     pub fn set_agent_state(&mut self, bits: u32) -> Result<(), SensorError> {
-        Err(SensorError::UnderConstruction)
+        self.tables.set_agent_state(bits);
+        Ok(())
     }
     /// Says that userspace is alive.
     pub fn touch(&mut self, now: BootNs) -> Result<(), SensorError> {
-        Err(SensorError::UnderConstruction)
+        self.tables.touch(now.0);
+        Ok(())
     }
-    /// Registered slots, and slot 0 (host 0), where everybody unregistered is counted.
+
+    /// Registered slots, after slot 0 (host 0), where everybody unregistered is counted.
     pub fn clients(&self) -> Result<Vec<Client>, SensorError> {
-        Err(SensorError::UnderConstruction)
+        self.tables.clients()
     }
-    /// Lines in use, with their slots.
+    /// Lines in use, open and closed, with their slots.
     pub fn flows(&self) -> Result<Vec<(u32, Flow)>, SensorError> {
-        Err(SensorError::UnderConstruction)
+        Ok(self.tables.flows())
     }
     pub fn server(&self) -> Result<Server, SensorError> {
-        Err(SensorError::UnderConstruction)
+        self.tables.server()
     }
     pub fn config(&self) -> Result<Config, SensorError> {
-        Err(SensorError::UnderConstruction)
+        self.tables.config()
     }
+    /// The host with this client slot.
     pub fn host_of(&self, slot: u32) -> Option<HostId> {
-        None
+        self.tables.host(slot)
     }
-    /// The kernel's events: once per sensor.
+    /// The kernel's events: once per sensor. Needs a tokio runtime.
     pub fn events(&mut self) -> Result<Events, SensorError> {
-        Err(SensorError::UnderConstruction)
+        Events::new(self.events.take().ok_or(SensorError::EventsTaken)?)
     }
+
+    fn ask(&self, op: u32, host: HostId, epoch: Epoch) -> Result<Answer, SensorError> {
+        let client = self.tables.slot(host)?;
+        let answer = self.command(Command { op, client, epoch: epoch.0, ..BLANK })?;
+        Ok(Answer {
+            word: Word(answer.word),
+            in_progress: answer.in_progress,
+            orphans: answer.orphans,
+            stale: answer.result == result::STALE,
+        })
+    }
+
+    /// Runs the `control` program with `command` as its packet.
+    fn command(&self, command: Command) -> Result<Command, SensorError> {
+        let name = load::CONTROL;
+        let failed = |source| SensorError::Program { name, source };
+        let program: &Xdp =
+            self.bpf.program(name).ok_or(SensorError::NoProgram { name })?.try_into().map_err(failed)?;
+        let mut out = [0_u8; size_of::<Command>()];
+        let options = TestRunOptions {
+            data_in: Some(raw::bytes_of(&command)),
+            data_out: Some(&mut out),
+            ..TestRunOptions::new()
+        };
+        program.test_run(options).map_err(failed)?;
+        let answer: Command = raw::from_bytes(&out).ok_or(SensorError::NoProgram { name })?;
+        match answer.result {
+            result::OK | result::STALE => Ok(answer),
+            result => Err(SensorError::Refused { op: command.op, result }),
+        }
+    }
+}
+
+const BLANK: Command = Command {
+    magic: MAGIC,
+    op: op::READ,
+    client: 0,
+    result: 0,
+    epoch: 0,
+    value: 0,
+    value2: 0,
+    word: 0,
+    in_progress: 0,
+    orphans: 0,
+};
+
+/// Takes everything out of the kernel that `bpf_dir` holds there: programs, counters, admission.
+pub fn remove(bpf_dir: &Path) -> Result<(), SensorError> {
+    let failed = |source| SensorError::Directory { dir: bpf_dir.to_path_buf(), source };
+    for entry in std::fs::read_dir(bpf_dir).map_err(failed)? {
+        std::fs::remove_file(entry.map_err(failed)?.path()).map_err(failed)?;
+    }
+    Ok(())
+}
+
+/// Lets everything through an interface by XDP, as long as it lives: what the other end of a veth pair needs so that
+/// a native program's replies arrive there.
+pub struct Pass {
+    _bpf: Ebpf,
+}
+
+/// Attaches [`Pass`] to `interface`, natively.
+pub fn attach_pass(interface: &str) -> Result<Pass, SensorError> {
+    let mut bpf = load::load_pass()?;
+    load::xdp(&mut bpf, load::PASS)?
+        .attach(interface, aya::programs::xdp::XdpMode::Driver)
+        .map_err(|source| SensorError::Program { name: load::PASS, source })?;
+    Ok(Pass { _bpf: bpf })
 }
