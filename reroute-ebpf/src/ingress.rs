@@ -33,8 +33,8 @@ pub fn ingress<P: Packet>(packet: P, interface: u32) -> Verdict {
     judge(packet, &frame, network)
 }
 
-/// A frame to the service.
-#[inline(always)]
+/// A frame to the service. Not inlined: its stack and that of the pulses take turns.
+#[inline(never)]
 fn judge<P: Packet>(packet: P, frame: &Frame, network: u32) -> Verdict {
     let (Some(config), Some(server)) = (maps::config(), maps::server()) else { return Verdict::Pass };
     let slot = maps::slot(network, &frame.source);

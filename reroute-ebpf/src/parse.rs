@@ -84,7 +84,8 @@ const fn be16(hi: u8, lo: u8) -> u16 {
 }
 
 /// Fills `frame`; what cannot be parsed stays [`Kind::Other`], or is [`Kind::BrokenTcp`] with its addresses set.
-#[inline(always)]
+/// Not inlined: its stack is given back before anything else is called.
+#[inline(never)]
 pub fn parse<P: Packet>(packet: &P, frame: &mut Frame) {
     let Some(eth) = packet.load::<14>(0) else { return };
     let mut ethertype = be16(eth[12], eth[13]);
