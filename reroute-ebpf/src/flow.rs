@@ -2,7 +2,9 @@
 
 use crate::at;
 use crate::cell::Shared;
+use crate::kernel::repeat;
 use crate::rpc::Call;
+use core::ffi::c_void;
 use reroute_common::flow::{CALL_SLOTS, Flow, FlowKey, MAX_FLOWS, call, state, stream};
 use reroute_common::table::{Client, Server};
 
@@ -162,37 +164,57 @@ pub fn reopen(line: Shared<Flow>, client: Shared<Client>, now: u64) {
     at!(line.state).swap(state::OPEN);
 }
 
+struct Leaving {
+    line: Shared<Flow>,
+    client: Shared<Client>,
+    keep: u32,
+}
+
 /// Its calls can be matched no more: they leave `in_progress` and become orphans (but the one with XID `keep`, if
 /// that is not 0). Orphans grow first, so that the sum never shows too little.
 #[inline(always)]
 pub fn abandon(line: Shared<Flow>, client: Shared<Client>, keep: u32) {
-    for i in 0..CALL_SLOTS as u32 {
-        let slot = at!(line.calls).element(i);
-        let held = slot.get();
-        if held == 0 || (keep != 0 && call::xid(held) == keep) {
-            continue;
-        }
-        at!(client.orphans).add(1);
-        if slot.replace(held, 0) {
-            at!(client.in_progress).sub(1);
-            at!(line.waiting).sub(1);
-        } else {
-            at!(client.orphans).sub(1);
-        }
+    if at!(line.waiting).get() != 0 {
+        repeat(CALL_SLOTS as u32, abandon_call, &mut Leaving { line, client, keep });
     }
+}
+
+unsafe extern "C" fn abandon_call(index: u32, leaving: *mut c_void) -> i64 {
+    // SAFETY: `repeat` hands over the state of `abandon`.
+    let leaving = unsafe { &*leaving.cast::<Leaving>() };
+    let (line, client) = (leaving.line, leaving.client);
+    let slot = at!(line.calls).element(index);
+    let held = slot.get();
+    if held == 0 || (leaving.keep != 0 && call::xid(held) == leaving.keep) {
+        return 0;
+    }
+    at!(client.orphans).add(1);
+    if slot.replace(held, 0) {
+        at!(client.in_progress).sub(1);
+        at!(line.waiting).sub(1);
+    } else {
+        at!(client.orphans).sub(1);
+    }
+    0
 }
 
 /// Forgets its calls: the server that had them is dead and reaped.
 #[inline(always)]
 pub fn forget(line: Shared<Flow>, client: Shared<Client>) {
-    for i in 0..CALL_SLOTS as u32 {
-        let slot = at!(line.calls).element(i);
-        let held = slot.get();
-        if held != 0 && slot.replace(held, 0) {
-            at!(client.in_progress).sub(1);
-            at!(line.waiting).sub(1);
-        }
+    repeat(CALL_SLOTS as u32, forget_call, &mut Leaving { line, client, keep: 0 });
+}
+
+unsafe extern "C" fn forget_call(index: u32, leaving: *mut c_void) -> i64 {
+    // SAFETY: `repeat` hands over the state of `forget`.
+    let leaving = unsafe { &*leaving.cast::<Leaving>() };
+    let (line, client) = (leaving.line, leaving.client);
+    let slot = at!(line.calls).element(index);
+    let held = slot.get();
+    if held != 0 && slot.replace(held, 0) {
+        at!(client.in_progress).sub(1);
+        at!(line.waiting).sub(1);
     }
+    0
 }
 
 /// A complete call has come in.

@@ -15,7 +15,11 @@ pub struct Bench {
 impl Bench {
     pub fn new() -> Bench {
         static NEXT: AtomicU32 = AtomicU32::new(0);
-        let dir = PathBuf::from(format!("/sys/fs/bpf/reroute-test-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));
+        let dir = PathBuf::from(format!(
+            "/sys/fs/bpf/reroute-test-{}-{}",
+            std::process::id(),
+            NEXT.fetch_add(1, Ordering::Relaxed)
+        ));
         let settings = Settings {
             bpf_dir: dir.clone(),
             scvm: ScvmId(1),

@@ -3,7 +3,7 @@
 use super::{SensorError, Settings};
 use aya::maps::{Map, MapData};
 use aya::programs::{Program, ProgramError, SchedClassifier, Xdp};
-use aya::{Ebpf, EbpfLoader};
+use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use reroute_common::flow::{Flow, MAX_FLOWS};
 use reroute_common::table::{AddressKey, Client, Config, MAX_CLIENTS, Server, pin};
 use std::path::Path;
@@ -71,20 +71,37 @@ fn log_level() -> u8 {
 
 /// Loads the object; maps come from their pins where these exist, and are pinned where they do not.
 pub(super) fn load(settings: &Settings) -> Result<Ebpf, SensorError> {
+    // The verifier's log costs more than its verdict: it is asked for only when there is something to read.
+    load_with(settings, VerifierLogLevel::DISABLE)
+        .or_else(|_| load_with(settings, VerifierLogLevel::default()))
+}
+
+fn load_with(settings: &Settings, log: VerifierLogLevel) -> Result<Ebpf, SensorError> {
     let mut loader = EbpfLoader::new();
     let level = log_level();
+    loader.verifier_log_level(log);
     loader.override_global(aya_log::LEVEL, &level, false);
     for (name, ..) in PINNED {
         loader.map_pin_path(name, settings.bpf_dir.join(name));
     }
     let mut bpf = loader.load(OBJECT).map_err(Box::new)?;
     for name in [INGRESS, CONTROL] {
-        xdp(&mut bpf, name)?.load().map_err(|source| SensorError::Program { name, source })?;
+        load_xdp(&mut bpf, name)?;
     }
-    for name in [EGRESS, INGRESS_TC] {
-        classifier(&mut bpf, name)?.load().map_err(|source| SensorError::Program { name, source })?;
-    }
+    load_classifier(&mut bpf, EGRESS)?;
     Ok(bpf)
+}
+
+fn load_xdp(bpf: &mut Ebpf, name: &'static str) -> Result<(), SensorError> {
+    xdp(bpf, name)?.load().map_err(|source| SensorError::Program { name, source })
+}
+
+/// Loads a program that may be loaded already.
+pub(super) fn load_classifier(bpf: &mut Ebpf, name: &'static str) -> Result<(), SensorError> {
+    match classifier(bpf, name)?.load() {
+        Ok(()) | Err(ProgramError::AlreadyLoaded) => Ok(()),
+        Err(source) => Err(SensorError::Program { name, source }),
+    }
 }
 
 /// Only the program that lets everything through, with no table behind it.
@@ -94,7 +111,7 @@ pub(super) fn load_pass() -> Result<Ebpf, SensorError> {
         loader.map_max_entries(name, 1);
     }
     let mut bpf = loader.load(OBJECT).map_err(Box::new)?;
-    xdp(&mut bpf, PASS)?.load().map_err(|source| SensorError::Program { name: PASS, source })?;
+    load_xdp(&mut bpf, PASS)?;
     Ok(bpf)
 }
 
@@ -115,7 +132,7 @@ pub(super) fn classifier<'a>(
 
 /// Pins the programs beside the maps, in place of an earlier agent's: `bpftool` and tests find them there.
 pub(super) fn pin_programs(bpf: &mut Ebpf, dir: &Path) -> Result<(), SensorError> {
-    for name in [INGRESS, INGRESS_TC, EGRESS, CONTROL] {
+    for name in [INGRESS, EGRESS, CONTROL] {
         let path = dir.join(format!("program_{name}"));
         match std::fs::remove_file(&path) {
             Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
