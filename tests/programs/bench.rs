@@ -1,46 +1,199 @@
-//! A sensor of its own for each test.
+//! A sensor in namespaces of its own, and the programs as functions: frames in, verdicts out.
+#![allow(unsafe_code)]
 
+use aya::maps::{HashMap, Map, MapData};
+use aya::programs::{SchedClassifier, TestRun, TestRunOptions, Xdp};
 use reroute_agent::config::{AdmissionMode, Timing, XdpMode};
-use reroute_agent::sensor::{Registration, Sensor, Settings};
-use reroute_core::ids::{HostId, Network, ScvmId};
+use reroute_agent::sensor::{Answer, Registration, Sensor, Settings};
+use reroute_common::table::{Client, Server};
+use reroute_core::ids::{BootNs, Epoch, HostId, Network, ScvmId};
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+pub const SERVICE: [u8; 4] = [192, 168, 33, 2];
+pub const PORT: u16 = 2049;
+pub const SCVM: ScvmId = ScvmId(1);
+pub const BOOT: u64 = 0x7777;
+pub const KEY: [u64; 2] = [0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210];
+pub const HOST: HostId = HostId(1);
+pub const STORAGE_ADDRESS: [u8; 4] = [10, 10, 85, 11];
+pub const PRIVATE_ADDRESS: [u8; 4] = [192, 168, 33, 1];
+/// A second host, without an agent.
+pub const MUTE: HostId = HostId(2);
+pub const MUTE_ADDRESS: [u8; 4] = [10, 10, 85, 12];
+
+pub const XDP_DROP: u32 = 1;
+pub const XDP_PASS: u32 = 2;
+pub const XDP_TX: u32 = 3;
+pub const TC_OK: u32 = 0;
+pub const TC_SHOT: u32 = 2;
+
+/// Network and mount namespaces of this thread alone, with a bpffs mounted. What is pinned there ends with it.
+pub struct Space {
+    pub bpffs: PathBuf,
+}
+
+impl Space {
+    pub fn new() -> Space {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        // SAFETY: changes the calling thread's namespaces alone.
+        let rc = unsafe { libc::unshare(libc::CLONE_NEWNET | libc::CLONE_NEWNS) };
+        assert_eq!(rc, 0, "needs root: {}", std::io::Error::last_os_error());
+        let n = NEXT.fetch_add(1, Ordering::Relaxed);
+        let bpffs = std::env::temp_dir().join(format!("reroute-programs-{}-{n}", std::process::id()));
+        std::fs::create_dir_all(&bpffs).unwrap();
+        run("mount --make-rprivate /");
+        run(&format!("mount -t bpf bpf {}", bpffs.display()));
+        run("ip link set lo up");
+        Space { bpffs }
+    }
+}
+
+impl Drop for Space {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").args(["-l".as_ref(), self.bpffs.as_os_str()]).status();
+        let _ = std::fs::remove_dir(&self.bpffs);
+    }
+}
+
+pub fn run(command: &str) {
+    let mut words = command.split_whitespace();
+    let status = Command::new(words.next().unwrap()).args(words).status().unwrap();
+    assert!(status.success(), "{command}: {status}");
+}
 
 pub struct Bench {
     pub sensor: Sensor,
+    ingress: Xdp,
+    egress: SchedClassifier,
+    interfaces: HashMap<MapData, u32, u32>,
     pub dir: PathBuf,
+    _space: Space,
+}
+
+pub fn settings(dir: &Path) -> Settings {
+    let registration = |host, storage: [u8; 4], management: [u8; 4], has_agent| Registration {
+        host,
+        addresses: [
+            (
+                Network::Private,
+                if has_agent { IpAddr::from(PRIVATE_ADDRESS) } else { IpAddr::from([192, 168, 33, 9]) },
+            ),
+            (Network::Storage, IpAddr::from(storage)),
+            (Network::Management, IpAddr::from(management)),
+        ],
+        pulse_key: KEY,
+        has_agent,
+    };
+    Settings {
+        bpf_dir: dir.to_path_buf(),
+        scvm: SCVM,
+        scvm_boot: BOOT,
+        mode: AdmissionMode::Enforce,
+        service: SocketAddrV4::new(Ipv4Addr::from(SERVICE), PORT),
+        timing: Timing::default(),
+        interfaces: vec![],
+        clients: vec![
+            registration(HOST, STORAGE_ADDRESS, [192, 168, 85, 11], true),
+            registration(MUTE, MUTE_ADDRESS, [192, 168, 85, 12], false),
+        ],
+        xdp: XdpMode::Auto,
+    }
 }
 
 impl Bench {
+    /// Enforces; frames come by the storage network; nobody is admitted.
     pub fn new() -> Bench {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let dir = PathBuf::from(format!(
-            "/sys/fs/bpf/reroute-test-{}-{}",
-            std::process::id(),
-            NEXT.fetch_add(1, Ordering::Relaxed)
-        ));
-        let settings = Settings {
-            bpf_dir: dir.clone(),
-            scvm: ScvmId(1),
-            scvm_boot: 77,
-            mode: AdmissionMode::Enforce,
-            service: SocketAddrV4::new(Ipv4Addr::new(192, 168, 33, 2), 2049),
-            timing: Timing::default(),
-            interfaces: vec![],
-            clients: vec![Registration {
-                host: HostId(1),
-                addresses: [
-                    (Network::Private, IpAddr::from([192, 168, 33, 1])),
-                    (Network::Storage, IpAddr::from([10, 10, 85, 11])),
-                    (Network::Management, IpAddr::from([192, 168, 85, 11])),
-                ],
-                pulse_key: [1, 2],
-                has_agent: true,
-            }],
-            xdp: XdpMode::Auto,
-        };
+        Bench::with(|_| {})
+    }
+
+    pub fn with(change: impl FnOnce(&mut Settings)) -> Bench {
+        let space = Space::new();
+        let dir = space.bpffs.join("scvm");
+        let mut settings = settings(&dir);
+        change(&mut settings);
         let sensor = Sensor::start(settings).unwrap();
-        Bench { sensor, dir }
+        let mut bench = Bench {
+            ingress: Xdp::from_pin(dir.join("program_ingress"), aya_obj::programs::XdpAttachType::Interface)
+                .unwrap(),
+            egress: SchedClassifier::from_pin(dir.join("program_egress")).unwrap(),
+            interfaces: HashMap::try_from(
+                Map::from_map_data(MapData::from_pin(dir.join("INTERFACES")).unwrap()).unwrap(),
+            )
+            .unwrap(),
+            sensor,
+            dir,
+            _space: space,
+        };
+        bench.by(Network::Storage);
+        bench
+    }
+
+    /// HOST admitted at epoch 1 with a long lease.
+    pub fn admitted() -> Bench {
+        let bench = Bench::new();
+        bench.lease(Duration::from_secs(3600));
+        assert!(!bench.sensor.admit(HOST, Epoch(1)).unwrap().stale);
+        bench
+    }
+
+    pub fn lease(&self, time: Duration) {
+        let until = BootNs(now() + time.as_nanos() as u64);
+        self.sensor.renew(until, until).unwrap();
+    }
+
+    /// Frames come by this network from now on: test runs come in by the loopback device.
+    pub fn by(&mut self, network: Network) {
+        let number = match network {
+            Network::Private => 0,
+            Network::Storage => 1,
+            Network::Management => 2,
+        };
+        self.interfaces.insert(1, number, 0).unwrap();
+    }
+
+    /// What ingress says to a frame.
+    pub fn rx(&self, frame: &[u8]) -> u32 {
+        self.reflect(frame).0
+    }
+
+    /// What ingress says to a frame, and what the frame is then.
+    pub fn reflect(&self, frame: &[u8]) -> (u32, Vec<u8>) {
+        let mut out = vec![0; frame.len()];
+        let options =
+            TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), ..TestRunOptions::new() };
+        (self.ingress.test_run(options).unwrap().return_value, out)
+    }
+
+    /// What egress says to a frame.
+    pub fn tx(&self, frame: &[u8]) -> u32 {
+        let options = TestRunOptions { data_in: Some(frame), ..TestRunOptions::new() };
+        self.egress.test_run(options).unwrap().return_value
+    }
+
+    pub fn client(&self, host: HostId) -> Client {
+        self.sensor.clients().unwrap().into_iter().find(|c| c.host == host.0).unwrap()
+    }
+    pub fn server(&self) -> Server {
+        self.sensor.server().unwrap()
+    }
+    pub fn counts(&self) -> Answer {
+        self.sensor.read(HOST).unwrap()
+    }
+}
+
+pub fn now() -> u64 {
+    reroute_agent::clock::now().0
+}
+
+/// Waits for `what` to become true.
+pub fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !condition() {
+        assert!(Instant::now() < deadline, "{what}: not within 10 s");
+        std::thread::sleep(Duration::from_millis(1));
     }
 }

@@ -1,8 +1,7 @@
-//! The programs, run in the kernel on real frames.
-mod bench;
+//! The programs, run in the kernel on real frames (BPF_PROG_TEST_RUN) and on real interfaces. Needs root.
 
-#[test]
-fn loads() {
-    let bench = bench::Bench::new();
-    assert!(!bench.sensor.adopted());
-}
+mod admission;
+mod bench;
+mod counting;
+mod frames;
+mod records;

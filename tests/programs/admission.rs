@@ -1,0 +1,153 @@
+//! Who gets in, when, and that nothing ever opens what was closed.
+
+use crate::bench::*;
+use crate::frames::*;
+use reroute_common::admission::{Word, rank};
+use reroute_common::table::{drop, mode};
+use reroute_core::ids::{BootNs, Epoch, Incarnation};
+use std::time::Duration;
+
+fn syn(port: u16) -> Vec<u8> {
+    Connection::new(port).up(1, SYN, &[]).frame()
+}
+
+#[test]
+fn only_the_admitted_get_in_and_only_while_a_lease_runs() {
+    let bench = Bench::new();
+    assert_eq!(bench.rx(&syn(1)), XDP_DROP);
+    assert_eq!(bench.client(HOST).drops[drop::NOT_ADMITTED], 1);
+    bench.sensor.admit(HOST, Epoch(3)).unwrap();
+    assert_eq!(bench.rx(&syn(1)), XDP_DROP);
+    assert_eq!(bench.client(HOST).drops[drop::LEASE_EXPIRED], 1);
+    assert!(bench.sensor.flows().unwrap().is_empty(), "what is dropped leaves no trace in the streams");
+
+    bench.lease(Duration::from_secs(60));
+    assert_eq!(bench.rx(&syn(1)), XDP_PASS);
+    // Deadlines never move back.
+    bench.sensor.renew(BootNs(1), BootNs(1)).unwrap();
+    assert_eq!(bench.rx(&syn(2)), XDP_PASS);
+
+    let answer = bench.sensor.fence(HOST, Epoch(3)).unwrap();
+    assert_eq!((answer.word, answer.stale), (Word::new(3, rank::FENCED), false));
+    assert_eq!(bench.rx(&syn(3)), XDP_DROP);
+    assert_eq!(bench.client(HOST).drops[drop::NOT_ADMITTED], 2);
+    assert_eq!(bench.counts().in_progress, 0, "the guard is given back");
+}
+
+#[test]
+fn a_lease_ends_by_the_clock_alone_and_opens_again_by_renewal() {
+    let bench = Bench::new();
+    bench.sensor.admit(HOST, Epoch(1)).unwrap();
+    bench.sensor.admit(MUTE, Epoch(1)).unwrap();
+    let mute = Connection { client: MUTE_ADDRESS, ..Connection::new(9) }.up(1, SYN, &[]).frame();
+    let soon = now() + 150_000_000;
+    // The two kinds of client have deadlines of their own.
+    bench.sensor.renew(BootNs(soon), BootNs(soon + 3_600_000_000_000)).unwrap();
+    assert_eq!(bench.rx(&syn(1)), XDP_PASS);
+    assert_eq!(bench.rx(&mute), XDP_PASS);
+    wait_for("the lease to end", || now() > soon);
+    assert_eq!(bench.rx(&syn(2)), XDP_DROP);
+    assert_eq!(bench.rx(&mute), XDP_PASS);
+    bench.lease(Duration::from_secs(60));
+    assert_eq!(bench.rx(&syn(2)), XDP_PASS);
+}
+
+#[test]
+fn the_word_only_grows() {
+    let bench = Bench::new();
+    let s = &bench.sensor;
+    assert_eq!(s.admit(HOST, Epoch(5)).unwrap().word, Word::new(5, rank::ADMITTED));
+    assert!(!s.admit(HOST, Epoch(5)).unwrap().stale, "again is no error");
+    assert!(s.admit(HOST, Epoch(4)).unwrap().stale);
+    assert!(s.fence(HOST, Epoch(4)).unwrap().stale);
+    assert_eq!(s.read(HOST).unwrap().word, Word::new(5, rank::ADMITTED));
+    assert!(!s.fence(HOST, Epoch(5)).unwrap().stale);
+    let answer = s.admit(HOST, Epoch(5)).unwrap();
+    assert!(answer.stale, "what is fenced at an epoch stays fenced at it");
+    assert_eq!(answer.word, Word::new(5, rank::FENCED));
+    assert!(!s.admit(HOST, Epoch(6)).unwrap().stale);
+    // A fence of a later epoch than was ever admitted closes it beforehand.
+    assert!(!s.fence(HOST, Epoch(9)).unwrap().stale);
+    assert!(s.admit(HOST, Epoch(8)).unwrap().stale);
+    assert!(s.admit(reroute_core::ids::HostId(99), Epoch(1)).is_err());
+}
+
+#[test]
+fn shadow_counts_and_bypass_does_not_even_that() {
+    let mut bench = Bench::new();
+    bench.sensor.set_mode(mode::SHADOW).unwrap();
+    assert_eq!(bench.rx(&syn(1)), XDP_PASS);
+    assert_eq!((bench.client(HOST).would_drop, bench.client(HOST).drops), (1, [0; 5]));
+    bench.sensor.set_mode(mode::BYPASS).unwrap();
+    assert_eq!(bench.rx(&syn(2)), XDP_PASS);
+    assert_eq!(bench.client(HOST).would_drop, 1);
+    bench.sensor.set_mode(mode::ENFORCE).unwrap();
+    assert_eq!(bench.rx(&syn(3)), XDP_DROP);
+    assert!(bench.sensor.set_mode(7).is_err());
+    assert_eq!(bench.counts().in_progress, 0);
+}
+
+#[test]
+fn a_fence_sees_every_call_that_got_in_before_it() {
+    let bench = Bench::admitted();
+    let mut c = Connection::open(700, &bench);
+    bench.rx(&c.send(&call(1, WRITE, 0)));
+    let half = call(2, WRITE, 100);
+    bench.rx(&c.send(&half[..60]));
+    let answer = bench.sensor.fence(HOST, Epoch(1)).unwrap();
+    assert_eq!((answer.in_progress, answer.orphans), (1, 0));
+    // The rest of the half call is dropped: it never runs, so it was never in progress.
+    assert_eq!(bench.rx(&c.send(&half[60..])), XDP_DROP);
+    assert_eq!(bench.counts().in_progress, 1);
+    bench.tx(&c.answer(&reply(1, 0)));
+    let drained = bench.counts();
+    assert_eq!((drained.in_progress, drained.orphans), (0, 0));
+}
+
+#[test]
+fn calls_race_with_a_fence_and_none_slips_through() {
+    let bench = Bench::admitted();
+    let mut epoch = 1;
+    for round in 0..40_u16 {
+        let mut c = Connection::open(1000 + round, &bench);
+        let frames: Vec<Vec<u8>> = (1..=60).map(|xid| c.send(&call(xid, WRITE, 0))).collect();
+        let before = bench.client(HOST).calls[2];
+        std::thread::scope(|scope| {
+            let sender = scope.spawn(|| frames.iter().filter(|f| bench.rx(f) == XDP_PASS).count() as u64);
+            wait_for("the first call", || bench.client(HOST).calls[2] > before);
+            let answer = bench.sensor.fence(HOST, Epoch(epoch)).unwrap();
+            let passed = sender.join().unwrap();
+            // Every call that passed is in progress now; those the fence did not see at once were held up by it.
+            assert!(u64::from(answer.in_progress) <= passed + 1);
+            assert_eq!(u64::from(bench.counts().in_progress), passed);
+            assert!(
+                u64::from(answer.in_progress) >= passed,
+                "round {round}: the fence said {answer:?}, then {passed} calls were in"
+            );
+        });
+        bench.rx(&c.up(c.client_seq, RST, &[]).frame());
+        epoch += 1;
+        bench.sensor.admit(HOST, Epoch(epoch)).unwrap();
+        for xid in 1..=60 {
+            bench.tx(&c.answer(&reply(xid, 0)));
+        }
+    }
+}
+
+#[test]
+fn a_new_server_starts_from_nothing_and_the_same_one_forgets_nothing() {
+    let bench = Bench::admitted();
+    let s = &bench.sensor;
+    let mut c = Connection::open(700, &bench);
+    bench.rx(&c.send(&[call(1, WRITE, 0), call(65, WRITE, 0)].concat()));
+    s.server_started(Incarnation(10)).unwrap();
+    assert_eq!((bench.counts().in_progress, bench.counts().orphans), (1, 1), "it was serving already");
+    s.server_started(Incarnation(10)).unwrap();
+    assert_eq!((bench.counts().in_progress, bench.counts().orphans), (1, 1));
+    s.server_started(Incarnation(11)).unwrap();
+    assert_eq!((bench.counts().in_progress, bench.counts().orphans), (0, 0));
+    assert_eq!(bench.server().incarnation, 11);
+    // A late reply of the dead one answers nothing.
+    bench.tx(&c.answer(&reply(1, 0)));
+    assert_eq!(bench.counts().in_progress, 0);
+}

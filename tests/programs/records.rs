@@ -1,0 +1,178 @@
+//! Record marks followed through any segmentation, and what is said when they cannot be.
+
+use crate::bench::*;
+use crate::frames::*;
+use std::net::{TcpListener, TcpStream};
+
+#[test]
+fn a_record_split_at_every_byte_is_one_call() {
+    let bench = Bench::admitted();
+    let mut c = Connection::open(700, &bench);
+    let record = call(7, WRITE, 20);
+    let mut xid = 0;
+    for cut in 1..record.len() {
+        xid += 1;
+        let record = call(xid, WRITE, 20);
+        bench.rx(&c.send(&record[..cut]));
+        assert_eq!(bench.counts().in_progress, 0, "cut at {cut}: a half call is no call");
+        bench.rx(&c.send(&record[cut..]));
+        assert_eq!(bench.counts().in_progress, 1, "cut at {cut}");
+        let answer = reply(xid, 12);
+        let cut = cut.min(answer.len() - 1);
+        bench.tx(&c.answer(&answer[..cut]));
+        bench.tx(&c.answer(&answer[cut..]));
+        assert_eq!(bench.counts().in_progress, 0, "reply cut at {cut}");
+    }
+    let client = bench.client(HOST);
+    assert_eq!((client.calls[2], client.replies[2]), (xid.into(), xid.into()));
+    assert_eq!((client.orphans, client.streams_lost), (0, 0));
+}
+
+#[test]
+fn byte_by_byte_works_too() {
+    let bench = Bench::admitted();
+    let mut c = Connection::open(700, &bench);
+    for byte in [call(1, READ, 5), call(2, GETATTR, 0)].concat() {
+        bench.rx(&c.send(&[byte]));
+    }
+    for byte in [reply(2, 1), reply(1, 3)].concat() {
+        bench.tx(&c.answer(&[byte]));
+    }
+    let client = bench.client(HOST);
+    assert_eq!((client.calls, client.replies), ([0, 1, 0, 1], [0, 1, 0, 1]));
+    assert_eq!((client.in_progress, client.orphans, client.streams_lost), (0, 0, 0));
+}
+
+#[test]
+fn many_records_in_a_segment_and_replies_in_any_order() {
+    let bench = Bench::admitted();
+    let mut c = Connection::open(700, &bench);
+    let calls: Vec<u8> =
+        (1..=30).flat_map(|xid| call(xid, if xid % 2 == 0 { READ } else { WRITE }, 0)).collect();
+    bench.rx(&c.send(&calls));
+    assert_eq!(bench.counts().in_progress, 30);
+    let mut order: Vec<u32> = (1..=30).collect();
+    order.reverse();
+    order.swap(3, 17);
+    let replies: Vec<u8> = order.iter().flat_map(|xid| reply(*xid, 0)).collect();
+    bench.tx(&c.answer(&replies));
+    let client = bench.client(HOST);
+    assert_eq!((client.calls, client.replies), ([0, 15, 15, 0], [0, 15, 15, 0]));
+    assert_eq!((client.in_progress, client.orphans), (0, 0));
+}
+
+#[test]
+fn a_record_of_many_fragments_is_one_call() {
+    let bench = Bench::admitted();
+    let mut c = Connection::open(700, &bench);
+    let body = call_body(9, WRITE, 100);
+    let parts = [
+        fragment(&body[..40], false),
+        fragment(&body[40..50], false),
+        fragment(&[], false),
+        fragment(&body[50..], true),
+    ]
+    .concat();
+    let (most, last) = parts.split_at(parts.len() - 1);
+    bench.rx(&c.send(most));
+    assert_eq!(bench.counts().in_progress, 0);
+    bench.rx(&c.send(last));
+    assert_eq!(bench.counts().in_progress, 1);
+    bench.rx(&c.send(&call(10, READ, 0)));
+    assert_eq!(bench.client(HOST).calls, [0, 1, 1, 0]);
+}
+
+#[test]
+fn the_same_xid_again_is_the_same_call() {
+    let bench = Bench::admitted();
+    let mut c = Connection::open(700, &bench);
+    bench.rx(&c.send(&call(5, WRITE, 0)));
+    bench.rx(&c.send(&call(5, WRITE, 0)));
+    assert_eq!(bench.counts().in_progress, 1);
+    bench.tx(&c.answer(&reply(5, 0)));
+    bench.tx(&c.answer(&reply(5, 0)));
+    let client = bench.client(HOST);
+    assert_eq!((client.in_progress, client.orphans, client.calls[2], client.replies[2]), (0, 0, 1, 1));
+}
+
+#[test]
+fn a_call_whose_slot_is_taken_stays_counted() {
+    let bench = Bench::admitted();
+    let mut c = Connection::open(700, &bench);
+    bench.rx(&c.send(&[call(1, WRITE, 0), call(65, WRITE, 0)].concat()));
+    let counts = bench.counts();
+    assert_eq!((counts.in_progress, counts.orphans), (1, 1));
+    assert_eq!(bench.server().untracked_calls, 1);
+}
+
+#[test]
+fn a_hole_in_a_body_hides_nothing_and_a_hole_in_a_header_is_said() {
+    let bench = Bench::admitted();
+    let mut c = Connection::open(700, &bench);
+    let record = call(1, WRITE, 1000);
+    bench.rx(&c.send(&record[..200]));
+    c.send(&record[200..400]); // lost on the way
+    bench.rx(&c.send(&record[400..]));
+    assert_eq!((bench.counts().in_progress, bench.counts().orphans), (1, 0));
+    bench.rx(&c.send(&call(2, WRITE, 0)));
+    assert_eq!(bench.counts().in_progress, 2);
+
+    c.send(&call(3, WRITE, 0)); // lost, and with it where records begin
+    bench.rx(&c.send(&[0x77; 60]));
+    let client = bench.client(HOST);
+    assert_eq!((client.in_progress, client.orphans, client.streams_lost), (2, 1, 1));
+    // What cannot be read starts nothing; the next record at a segment's start does.
+    bench.rx(&c.send(&[0x78; 60]));
+    assert_eq!(bench.counts().orphans, 1);
+    bench.rx(&c.send(&[call(4, READ, 8), call(5, READ, 8)].concat()));
+    assert_eq!((bench.counts().in_progress, bench.counts().orphans), (4, 1));
+}
+
+#[test]
+fn garbage_instead_of_a_record_loses_the_stream_once() {
+    let bench = Bench::admitted();
+    let mut c = Connection::open(700, &bench);
+    bench.rx(&c.send(b"GET / HTTP/1.1\r\nHost: somebody-else.example\r\n\r\n"));
+    bench.rx(&c.send(b"GET / HTTP/1.1\r\nHost: somebody-else.example\r\n\r\n"));
+    let client = bench.client(HOST);
+    assert_eq!((client.streams_lost, client.orphans, client.in_progress), (1, 1, 0));
+}
+
+#[test]
+fn a_connection_met_half_way_is_uncertain_once_and_found_again() {
+    let bench = Bench::admitted();
+    // A segment that no socket takes begins nothing.
+    let mut ghost = Connection::new(701);
+    bench.rx(&ghost.send(&call(1, WRITE, 0)));
+    assert_eq!((bench.counts().orphans, bench.sensor.flows().unwrap().len()), (0, 0));
+
+    run("ip addr add 192.168.33.2/32 dev lo");
+    run("ip addr add 10.10.85.11/32 dev lo");
+    let listener = TcpListener::bind("192.168.33.2:2049").unwrap();
+    let socket = connect_from(STORAGE_ADDRESS);
+    let _accepted = listener.accept().unwrap();
+    let mut c = Connection::new(socket.local_addr().unwrap().port());
+    bench.rx(&c.send(&[0x11; 30]));
+    assert_eq!((bench.counts().in_progress, bench.counts().orphans), (0, 1));
+    bench.rx(&c.send(&[0x11; 30]));
+    assert_eq!(bench.counts().orphans, 1);
+    bench.rx(&c.send(&call(1, WRITE, 0)));
+    bench.rx(&c.send(&call(2, WRITE, 0)));
+    assert_eq!((bench.counts().in_progress, bench.counts().orphans), (2, 1));
+    // Its replies are found too; what an unread byte may have answered no longer looks unanswered.
+    bench.tx(&c.answer(&reply(2, 4)));
+    assert_eq!((bench.counts().in_progress, bench.counts().orphans), (0, 2));
+    bench.rx(&c.send(&call(3, WRITE, 0)));
+    bench.tx(&c.answer(&reply(3, 4)));
+    assert_eq!((bench.counts().in_progress, bench.counts().orphans), (0, 2));
+    assert_eq!(bench.client(HOST).replies[2], 2);
+}
+
+/// A connection to the service from `source`.
+pub fn connect_from(source: [u8; 4]) -> TcpStream {
+    use rustix::net::{AddressFamily, SocketType, bind, connect, socket};
+    let fd = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+    bind(&fd, &std::net::SocketAddrV4::new(source.into(), 0)).unwrap();
+    connect(&fd, &std::net::SocketAddrV4::new(SERVICE.into(), PORT)).unwrap();
+    TcpStream::from(fd)
+}
