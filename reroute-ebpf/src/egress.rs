@@ -3,7 +3,7 @@
 use crate::flow::{self, Key};
 use crate::follow::{self, Place, Segment};
 use crate::packet::Packet;
-use crate::parse::{Frame, Kind, parse, tcp};
+use crate::parse::{Kind, parse, tcp};
 use crate::{Verdict, at, kernel, listener, maps, stream};
 use reroute_common::flow::{FlowKey, state, stream as bits};
 use reroute_common::table::drop;
@@ -12,8 +12,8 @@ use reroute_common::table::drop;
 pub fn egress<P: Packet>(packet: P, interface: u32) -> Verdict {
     let Some(network) = maps::network(interface) else { return Verdict::Pass };
     let (Some(config), Some(server)) = (maps::config(), maps::server()) else { return Verdict::Pass };
-    let mut frame = Frame::new();
-    parse(&packet, &mut frame);
+    let Some(frame) = maps::frame(maps::Way::Out) else { return Verdict::Pass };
+    parse(&packet, frame);
     let service = at!(config.service_address).address();
     if frame.kind != Kind::Tcp
         || frame.source != service

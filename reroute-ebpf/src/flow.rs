@@ -17,6 +17,10 @@ const IDLE: u64 = 60_000_000_000;
 pub trait Lines {
     fn line(&self, index: u32) -> Option<Shared<Flow>>;
     fn client(&self, slot: u32) -> Option<Shared<Client>>;
+    /// The same number, forgotten by the verifier: it need not follow each way of having found it.
+    fn opaque(&self, number: u32) -> u32 {
+        number
+    }
     /// Tells the timer that calls wait in this line.
     fn wake(&self, index: u32);
 }
@@ -66,14 +70,17 @@ pub struct Key(pub FlowKey);
 #[inline(always)]
 pub fn find<L: Lines>(lines: &L, key: &Key) -> Option<(u32, Shared<Flow>)> {
     let set = set_of(&key.0);
+    let mut found = u32::MAX;
     for way in 0..WAYS {
         let Some(line) = lines.line(set + way) else { continue };
         let state = at!(line.state).get();
         if (state == state::OPEN || state == state::CLOSED) && same_key(line, &key.0) {
-            return Some((set + way, line));
+            found = set + way;
+            break;
         }
     }
-    None
+    let found = lines.opaque(found);
+    Some((found, lines.line(found)?))
 }
 
 /// Takes a line for a new flow: a free one, else the closed one that is quiet longest, else the open one that is.
@@ -88,7 +95,6 @@ pub fn claim<L: Lines>(
 ) -> Option<(u32, Shared<Flow>)> {
     let set = set_of(&key.0);
     let mut best = u32::MAX;
-    let mut best_state = state::OPEN;
     // Free lines beat closed ones, closed ones beat idle ones; the older the better.
     let mut best_rank = 0_u64;
     for way in 0..WAYS {
@@ -105,13 +111,16 @@ pub fn claim<L: Lines>(
         if rank > best_rank {
             best_rank = rank;
             best = set + way;
-            best_state = held;
         }
     }
-    if best_rank == 0 {
+    let best = lines.opaque(best);
+    let line = lines.line(best)?;
+    // Somebody else may have taken it since.
+    let best_state = at!(line.state).get();
+    let idle = now.saturating_sub(at!(line.last_at).get());
+    if best_state == state::CLAIMED || (best_state == state::OPEN && idle <= IDLE) {
         return None;
     }
-    let line = lines.line(best)?;
     if !at!(line.state).replace(best_state, state::CLAIMED) {
         return None;
     }
@@ -300,18 +309,30 @@ pub fn uncertain(line: Shared<Flow>, client: Shared<Client>) {
     }
 }
 
-/// When the oldest of its calls came in, as an age seen from `now`; 0: none waits.
+struct Oldest {
+    line: Shared<Flow>,
+    now: u64,
+    age: u64,
+}
+
+/// Age of its oldest call, seen from `now`; 0: none waits.
 #[inline(always)]
 pub fn oldest_age(line: Shared<Flow>, now: u64) -> u64 {
-    let mut oldest = 0;
-    for i in 0..CALL_SLOTS as u32 {
-        let held = at!(line.calls).element(i).get();
-        if held != 0 {
-            let age = call::age_ns(held, now);
-            if age > oldest {
-                oldest = age;
-            }
+    let mut oldest = Oldest { line, now, age: 0 };
+    repeat(CALL_SLOTS as u32, age_call, &mut oldest);
+    oldest.age
+}
+
+unsafe extern "C" fn age_call(index: u32, oldest: *mut c_void) -> i64 {
+    // SAFETY: `repeat` hands over the state of `oldest_age`.
+    let oldest = unsafe { &mut *oldest.cast::<Oldest>() };
+    let line = oldest.line;
+    let held = at!(line.calls).element(index).get();
+    if held != 0 {
+        let age = call::age_ns(held, oldest.now);
+        if age > oldest.age {
+            oldest.age = age;
         }
     }
-    oldest
+    0
 }

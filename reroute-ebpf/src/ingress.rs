@@ -14,10 +14,10 @@ use reroute_common::table::{drop, mode};
 pub fn ingress<P: Packet>(packet: P, interface: u32) -> Verdict {
     let Some(network) = maps::network(interface) else { return Verdict::Pass };
     let (Some(config), Some(server)) = (maps::config(), maps::server()) else { return Verdict::Pass };
-    let mut frame = Frame::new();
-    parse(&packet, &mut frame);
+    let Some(frame) = maps::frame(maps::Way::In) else { return Verdict::Pass };
+    parse(&packet, frame);
     if frame.kind == Kind::Udp && frame.destination_port as u32 == at!(config.pulse_port).get() {
-        return pulse::reflect(packet, &frame, network);
+        return pulse::reflect(packet, frame, network);
     }
     let service = at!(config.service_address).address();
     let ours = frame.destination == service
@@ -30,7 +30,7 @@ pub fn ingress<P: Packet>(packet: P, interface: u32) -> Verdict {
         at!(server.foreign_packets).count(1);
         return Verdict::Pass;
     }
-    judge(packet, &frame, network)
+    judge(packet, frame, network)
 }
 
 /// A frame to the service. Not inlined: its stack and that of the pulses take turns.

@@ -2,6 +2,7 @@
 
 use crate::cell::Shared;
 use crate::flow::Lines;
+use crate::parse::Frame;
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, bpf_timer};
 use aya_ebpf::btf_maps;
 use aya_ebpf::macros::{btf_map, map};
@@ -31,6 +32,14 @@ static EVENTS: RingBuf = RingBuf::with_byte_size(256 * 1024, 0);
 /// A pulse does not fit on the stack beside everything else.
 #[map]
 static SCRATCH: PerCpuArray<[u64; pulse::LEN / 8]> = PerCpuArray::with_max_entries(1, 0);
+
+/// The frame at hand, by direction. On the stack the verifier would follow every way of parsing through all that
+/// comes after; of what it finds here it remembers nothing, and looks at the rest once.
+#[map]
+static FRAMES: PerCpuArray<Frame> = PerCpuArray::with_max_entries(2, 0);
+/// The same for a number.
+#[map]
+static NUMBERS: PerCpuArray<u32> = PerCpuArray::with_max_entries(1, 0);
 
 /// The timer, and what only it writes.
 #[repr(C)]
@@ -62,6 +71,24 @@ entry!(client, CLIENTS, Client);
 entry!(flow, FLOWS, Flow);
 entry!(waiting, WAITING, u64);
 entry!(scratch_at, SCRATCH, [u64; pulse::LEN / 8]);
+
+/// The direction a frame goes.
+#[derive(Clone, Copy)]
+pub enum Way {
+    In = 0,
+    Out = 1,
+}
+
+/// This CPU's frame of a direction, blank.
+#[inline(always)]
+pub fn frame<'a>(way: Way) -> Option<&'a mut Frame> {
+    let frame = FRAMES.get_ptr_mut(way as u32)?;
+    // SAFETY: one packet per direction and CPU at a time; nobody else sees this CPU's entry.
+    unsafe {
+        frame.write(Frame::new());
+        Some(&mut *frame)
+    }
+}
 
 #[inline(always)]
 pub fn config() -> Option<Shared<Config>> {
@@ -112,6 +139,15 @@ impl Lines for Tables {
     #[inline(always)]
     fn client(&self, slot: u32) -> Option<Shared<Client>> {
         client(slot)
+    }
+    #[inline(always)]
+    fn opaque(&self, number: u32) -> u32 {
+        let Some(cell) = NUMBERS.get_ptr_mut(0) else { return number };
+        // SAFETY: this CPU's entry, read back at once.
+        unsafe {
+            cell.write_volatile(number);
+            cell.read_volatile()
+        }
     }
     #[inline(always)]
     fn wake(&self, index: u32) {
