@@ -59,6 +59,13 @@ impl Drop for Space {
     }
 }
 
+/// A network namespace for the calling thread alone.
+pub fn unshare_network() {
+    // SAFETY: changes the calling thread's namespace alone.
+    let rc = unsafe { libc::unshare(libc::CLONE_NEWNET) };
+    assert_eq!(rc, 0, "needs root: {}", std::io::Error::last_os_error());
+}
+
 pub fn run(command: &str) {
     let mut words = command.split_whitespace();
     let status = Command::new(words.next().unwrap()).args(words).status().unwrap();

@@ -4,4 +4,7 @@ mod admission;
 mod bench;
 mod counting;
 mod frames;
+mod lasting;
+mod pulses;
 mod records;
+mod stalls;
