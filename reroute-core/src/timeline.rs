@@ -23,6 +23,8 @@ pub enum Event {
     KernelSignal { signal: String, host: Option<HostId>, age_ns: u64, limit_ns: u64, waiting: u32 },
     /// SCVM: the server process was seen to begin or to end.
     ServerProcess { pid: u32, alive: bool },
+    /// SCVM: SIGKILL was sent, so that a host's calls in progress cannot run any more.
+    ServerKilled { pid: u32, host: HostId, epoch: Epoch, why: String },
     /// SCVM: the local NULL RPC, asked because of a suspicion.
     NullRpc { answered: bool, took_ns: u64 },
     /// Host: a path or server changed its state.

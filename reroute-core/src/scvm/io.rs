@@ -1,0 +1,268 @@
+//! What goes into the machine and what comes out of it.
+//!
+//! Each effect that can fail names the input it comes back as.
+
+use crate::ids::*;
+use crate::proto::{MetaReply, Order, ToMeta};
+use crate::timeline::Event;
+use reroute_common::admission::Word;
+use std::collections::BTreeMap;
+
+/// Result of an effect; the error is for people.
+pub type Outcome<T> = Result<T, String>;
+
+/// How the kernel treats who is not admitted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Mode {
+    /// Counts what it would drop.
+    Shadow,
+    Enforce,
+    /// An operator suspended enforcement.
+    Bypass,
+}
+
+/// What the kernel says of the server as a whole.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ServerFacts {
+    /// The incarnation the kernel was told of; 0: none yet.
+    pub incarnation: Incarnation,
+    pub listening: bool,
+    /// When a reply last left for anybody; 0: never.
+    pub last_reply_at: BootNs,
+    pub waiting: u32,
+    pub silent: bool,
+    pub stalled_flows: u32,
+    /// Session leases as they stand in the kernel.
+    pub session_deadline: BootNs,
+    pub session_deadline_no_agent: BootNs,
+}
+
+/// What the kernel says of one host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClientFacts {
+    pub host: HostId,
+    pub has_agent: bool,
+    pub word: Word,
+    /// Until when its own host affirms it.
+    pub affirm_deadline: BootNs,
+    pub connections: u32,
+}
+
+/// The kernel's answer to a command: the word as it stands, and the counts read after it was set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Answer {
+    pub word: Word,
+    pub in_progress: u32,
+    pub orphans: u32,
+    /// The word stood beyond what was asked: nothing changed.
+    pub stale: bool,
+}
+
+impl Answer {
+    /// No call is left that could still be executed.
+    pub fn idle(&self) -> bool {
+        self.in_progress == 0 && self.orphans == 0
+    }
+}
+
+/// A transition that the programs reported.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Signal {
+    pub kind: SignalKind,
+    pub at: BootNs,
+    pub host: Option<HostId>,
+    pub waiting: u32,
+    pub age_ns: u64,
+    pub limit_ns: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SignalKind {
+    Unanswered,
+    UnansweredEnd,
+    Silent,
+    SilentEnd,
+    ListenerGone,
+    ListenerBack,
+    FirstReply(Epoch),
+    Released(Epoch),
+}
+
+/// What a message to Meta was, given back with its reply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tag {
+    Open {
+        session: u64,
+        sent_at: BootNs,
+    },
+    /// `sent_at` is not later than the moment it left: leases count from it.
+    KeepAlive {
+        session: u64,
+        term: Term,
+        sent_at: BootNs,
+    },
+    /// The answer to an order.
+    Answer {
+        id: u64,
+    },
+}
+
+/// Why a host's sockets are destroyed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Purpose {
+    Prepare,
+    Fence,
+}
+
+/// Sockets of a host: how many were destroyed, how many are left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Purge {
+    pub destroyed: u32,
+    pub left: u32,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum Input {
+    /// Time has passed.
+    Tick,
+    /// Read just now: comes before each other input, so that decisions rest on the present.
+    Server(ServerFacts),
+    Clients(Vec<ClientFacts>),
+    Signal(Signal),
+    /// A server process, by the pidfile: alive and held by a pidfd.
+    ServerSeen {
+        pid: u32,
+        incarnation: Incarnation,
+    },
+    /// It has terminated, every thread of it (its pidfd is readable, or it was found gone).
+    ServerExited {
+        pid: u32,
+        incarnation: Incarnation,
+    },
+    /// Why no server process is known (or `None`: one is).
+    ServerProblem(Option<String>),
+    Carrier {
+        network: Network,
+        up: bool,
+    },
+    /// An operator suspends (`on`) or restores enforcement.
+    Bypass {
+        on: bool,
+        actor: String,
+    },
+    Order {
+        term: Term,
+        order: Order,
+    },
+    Reply {
+        tag: Tag,
+        reply: Outcome<MetaReply>,
+    },
+
+    Renewed(Outcome<()>),
+    EpochsPublished(Outcome<()>),
+    AdmitAnswer {
+        host: HostId,
+        epoch: Epoch,
+        answer: Outcome<Answer>,
+    },
+    FenceAnswer {
+        host: HostId,
+        epoch: Epoch,
+        answer: Outcome<Answer>,
+    },
+    Counts {
+        host: HostId,
+        epoch: Epoch,
+        answer: Outcome<Answer>,
+    },
+    Purged {
+        host: HostId,
+        epoch: Epoch,
+        purpose: Purpose,
+        purge: Outcome<Purge>,
+    },
+    NullRpc {
+        answered: bool,
+        took_ns: u64,
+    },
+    AgentStateSet(Outcome<()>),
+    ModeSet {
+        mode: Mode,
+        result: Outcome<()>,
+    },
+    BypassPersisted(Outcome<()>),
+    KillSent {
+        incarnation: Incarnation,
+        result: Outcome<()>,
+    },
+    ServerRegistered {
+        incarnation: Incarnation,
+        result: Outcome<()>,
+    },
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum Effect {
+    /// → [`Input::Reply`]
+    Send {
+        tag: Tag,
+        msg: ToMeta,
+    },
+    /// Move the session leases forward → [`Input::Renewed`]
+    Renew {
+        deadline: BootNs,
+        deadline_no_agent: BootNs,
+    },
+    /// Replace the epoch file → [`Input::EpochsPublished`]; one at a time.
+    PublishEpochs {
+        epochs: BTreeMap<HostId, Epoch>,
+    },
+    /// → [`Input::AdmitAnswer`]
+    Admit {
+        host: HostId,
+        epoch: Epoch,
+    },
+    /// → [`Input::FenceAnswer`]
+    Fence {
+        host: HostId,
+        epoch: Epoch,
+    },
+    /// → [`Input::Counts`]
+    ReadCounts {
+        host: HostId,
+        epoch: Epoch,
+    },
+    /// Destroy the host's sockets to the service → [`Input::Purged`]
+    PurgeSockets {
+        host: HostId,
+        epoch: Epoch,
+        purpose: Purpose,
+    },
+    /// Ask the local server → [`Input::NullRpc`]; one at a time.
+    ProbeNull,
+    /// Put NULL_FAILED into the pulses, or take it out → [`Input::AgentStateSet`]
+    SetAgentState {
+        null_failed: bool,
+    },
+    /// → [`Input::ModeSet`]
+    SetMode {
+        mode: Mode,
+    },
+    /// Keep an operator's decision over restarts of the agent → [`Input::BypassPersisted`]
+    PersistBypass {
+        on: bool,
+    },
+    /// SIGKILL through the pidfd → [`Input::KillSent`], then [`Input::ServerExited`]
+    KillServer {
+        incarnation: Incarnation,
+    },
+    /// Tell the kernel: the old process is reaped, this one serves → [`Input::ServerRegistered`]
+    ServerStarted {
+        incarnation: Incarnation,
+    },
+    Journal {
+        at: BootNs,
+        event: Event,
+    },
+}

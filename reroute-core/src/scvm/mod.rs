@@ -1,0 +1,485 @@
+//! The SCVM's machine: follows a session with Meta, admits and fences hosts, tells a dead server from a busy one.
+//!
+//! | part | decides |
+//! |---|---|
+//! | [`session`] | when the lease in the kernel may be renewed |
+//! | [`server`] | whether the access server lives and answers |
+//! | [`admission`] | orders Prepare and Admit, the epoch file |
+//! | [`revoke`] | order Revoke: fence, drain, kill, proof |
+//! | [`outbox`] | answers to Meta, sent until taken in |
+//!
+//! The kernel's words only grow, whoever asks: what comes late or twice changes nothing there, and this machine
+//! takes the words it reads for the truth.
+
+pub mod admission;
+pub mod io;
+pub mod outbox;
+pub mod revoke;
+pub mod server;
+pub mod session;
+mod view;
+
+#[cfg(test)]
+mod tests;
+
+pub use io::*;
+pub use view::{HostStanding, View};
+
+use crate::ids::*;
+use crate::proto::{Order, ServerHealth};
+use crate::timeline::Event;
+use admission::Admission;
+use outbox::Outbox;
+use reroute_common::admission::Word;
+use revoke::{Revoke, Stage, World};
+use server::Server;
+use session::{Logins, Session};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What failed locally is tried again after this.
+pub const RETRY_NS: u64 = 20 * MS;
+/// The machine wants to see the time at least this often.
+const BEAT_NS: u64 = 10 * MS;
+/// The same fault is recorded once in this time.
+const FAULT_GAP_NS: u64 = 10 * SEC;
+
+/// Times in ns.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    pub id: ScvmId,
+    /// This run of the agent.
+    pub boot: Incarnation,
+    pub policy: FencePolicy,
+    /// Enforce or shadow, as configured.
+    pub mode: Mode,
+    /// An operator's suspension stands from before.
+    pub bypass: bool,
+    pub keepalive_ns: u64,
+    pub session_ns: u64,
+    pub session_no_agent_ns: u64,
+    pub silent_ns: u64,
+    pub drain_ns: u64,
+    pub planned_drain_ns: u64,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Scvm {
+    settings: Settings,
+    session: Session,
+    server: Server,
+    admission: Admission,
+    revokes: BTreeMap<HostId, Revoke>,
+    outbox: Outbox,
+    clients: BTreeMap<HostId, ClientFacts>,
+    bypass: bool,
+    /// The mode the kernel is known to be in.
+    standing: Option<Mode>,
+    mode_asked: Option<(Mode, Option<BootNs>)>,
+    persist_again: Option<BootNs>,
+    faults: BTreeMap<String, BootNs>,
+}
+
+impl Scvm {
+    pub fn new(settings: Settings, now: BootNs) -> Scvm {
+        Scvm {
+            session: Session::new(now),
+            server: Server::new(settings.silent_ns, now),
+            admission: Admission::default(),
+            revokes: BTreeMap::new(),
+            outbox: Outbox::default(),
+            clients: BTreeMap::new(),
+            bypass: settings.bypass,
+            standing: None,
+            mode_asked: None,
+            persist_again: None,
+            faults: BTreeMap::new(),
+            settings,
+        }
+    }
+
+    /// Takes in what happened; gives what to do now. The caller reports each effect's result as the next input.
+    pub fn handle(&mut self, input: Input, now: BootNs) -> Vec<Effect> {
+        let mut out = Vec::new();
+        let facts_only = matches!(input, Input::Server(_) | Input::Clients(_));
+        self.take(input, now, &mut out);
+        if !facts_only {
+            self.progress(now, &mut out);
+        }
+        self.faults.retain(|_, at| now.since(*at) < FAULT_GAP_NS);
+        out.retain(|effect| match effect {
+            Effect::Journal { event: Event::Fault { what }, .. } => {
+                self.faults.insert(what.clone(), now).is_none()
+            }
+            _ => true,
+        });
+        out
+    }
+
+    /// When to send the next [`Input::Tick`], at the latest.
+    pub fn wake_at(&self, now: BootNs) -> BootNs {
+        let revokes = self.revokes.values().filter_map(Revoke::wake_at).min();
+        let mode = self.mode_asked.and_then(|(_, again)| again);
+        let parts = [self.server.wake_at(), self.admission.wake_at(), self.outbox.wake_at(), revokes, mode];
+        let soonest = parts.into_iter().flatten().chain([self.session.wake_at()]).min();
+        now.plus(BEAT_NS).min(soonest.unwrap_or(now).max(now))
+    }
+
+    pub fn health(&self) -> ServerHealth {
+        let facts = self.server.facts();
+        ServerHealth {
+            server_incarnation: self.server.incarnation(),
+            listening: facts.listening,
+            process_alive: self.server.is_alive(),
+            stalled: self.server.stalled(),
+            null_failed: self.server.null_failed(),
+            no_carrier: self.server.no_carrier.iter().copied().collect(),
+            bypass: self.bypass,
+            clients: self.clients.values().filter(|c| c.connections > 0).count() as u32,
+            connections: self.clients.values().map(|c| c.connections).sum(),
+            calls_waiting: facts.waiting,
+        }
+    }
+
+    fn wanted_mode(&self) -> Mode {
+        if self.bypass { Mode::Bypass } else { self.settings.mode }
+    }
+
+    /// Why nothing counts as fenced here.
+    fn lenient(&self) -> Option<&'static str> {
+        match (self.wanted_mode(), self.standing) {
+            (Mode::Bypass, _) => Some("an operator has suspended enforcement (bypass)"),
+            (Mode::Shadow, _) => Some("mode is shadow"),
+            (Mode::Enforce, Some(Mode::Enforce)) => None,
+            (Mode::Enforce, _) => Some("the kernel is not known to enforce"),
+        }
+    }
+
+    /// Why nobody should move here.
+    fn unwell(&self) -> Option<String> {
+        if self.bypass {
+            Some("an operator has suspended enforcement (bypass)".into())
+        } else if !self.server.is_alive() {
+            let why = self.server.problem.as_deref().unwrap_or("it has exited");
+            Some(format!("no server process: {why}"))
+        } else if !self.server.facts().listening {
+            Some("nobody listens on the service port".into())
+        } else if self.server.null_failed() {
+            Some("the server does not answer".into())
+        } else {
+            None
+        }
+    }
+
+    fn take(&mut self, input: Input, now: BootNs, out: &mut Vec<Effect>) {
+        match input {
+            Input::Tick => {}
+            Input::Server(facts) => {
+                self.session.learn(facts.session_deadline, facts.session_deadline_no_agent);
+                self.server.learn(facts, now);
+            }
+            Input::Clients(clients) => {
+                for client in &clients {
+                    self.admission.learn(client.host, client.word);
+                }
+                self.clients = clients.into_iter().map(|c| (c.host, c)).collect();
+            }
+            Input::Signal(signal) => self.signal(signal, out),
+            Input::ServerSeen { pid, incarnation } => self.server.seen(pid, incarnation, now, out),
+            Input::ServerExited { pid, incarnation } => {
+                self.server.exited(pid, incarnation, now, out);
+                self.each_revoke(|r, world, _, out| r.server_exited(incarnation, world, out), out);
+            }
+            Input::ServerProblem(problem) => {
+                if let Some(what) = problem.clone() {
+                    out.push(Effect::Journal { at: now, event: Event::Fault { what } });
+                }
+                self.server.problem = problem;
+            }
+            Input::Carrier { network, up } => {
+                if self.server.carrier(network, up) {
+                    let signal = format!("carrier_{} {network}", if up { "back" } else { "lost" });
+                    let event =
+                        Event::KernelSignal { signal, host: None, age_ns: 0, limit_ns: 0, waiting: 0 };
+                    out.push(Effect::Journal { at: now, event });
+                }
+            }
+            Input::Bypass { on, actor } => self.switch_bypass(on, actor, now, out),
+            Input::Order { term, order } => self.order(term, order, now, out),
+            Input::Reply { tag: Tag::Answer { id }, reply } => self.outbox.reply(id, reply, now, out),
+            Input::Reply { tag, reply } => {
+                if let Some(logins) = self.session.reply(&self.settings, tag, reply, now, out) {
+                    self.serve(logins, now, out);
+                }
+            }
+            Input::Renewed(result) => fault("session lease not renewed in the kernel", result, now, out),
+            Input::EpochsPublished(result) => self.admission.published(result, now, &mut self.outbox, out),
+            Input::AdmitAnswer { host, epoch, answer } => {
+                self.admission.answered(host, epoch, answer, now, &mut self.outbox, out)
+            }
+            Input::FenceAnswer { host, epoch, answer } => self.fence_answer(host, epoch, answer, now, out),
+            Input::Counts { host, epoch, answer } => {
+                if let Ok(answer) = &answer {
+                    self.admission.learn(host, answer.word);
+                }
+                self.revoke(host, |r, w, o, out| r.counts(epoch, &answer, w, now, o, out), out);
+            }
+            Input::Purged { host, epoch, purpose: Purpose::Fence, purge } => {
+                self.revoke(host, |r, _, o, out| r.purged(epoch, &purge, now, o, out), out)
+            }
+            Input::Purged { host, epoch, purpose: Purpose::Prepare, purge } => {
+                self.admission.purged(host, epoch, purge, now, &mut self.outbox, out)
+            }
+            Input::NullRpc { answered, took_ns } => self.server.null_rpc(answered, took_ns, now, out),
+            Input::AgentStateSet(result) => self.server.agent_state_set(result, now, out),
+            Input::ModeSet { mode, result } => self.mode_set(mode, result, now, out),
+            Input::BypassPersisted(result) => {
+                if result.is_err() {
+                    self.persist_again = Some(now.plus(SEC));
+                }
+                fault("bypass not kept over a restart", result, now, out);
+            }
+            Input::KillSent { incarnation, result } => {
+                if let Err(why) = result {
+                    self.each_revoke(|r, _, o, out| r.kill_failed(incarnation, &why, now, o, out), out);
+                }
+            }
+            Input::ServerRegistered { incarnation, result } => {
+                self.server.registered(incarnation, result, now, out)
+            }
+        }
+    }
+
+    /// What is due.
+    fn progress(&mut self, now: BootNs, out: &mut Vec<Effect>) {
+        let asking = self.mode_asked.is_some_and(|(_, again)| again.is_none_or(|at| at > now));
+        if self.standing != Some(self.wanted_mode()) && !asking {
+            let mode = self.wanted_mode();
+            self.mode_asked = Some((mode, None));
+            out.push(Effect::SetMode { mode });
+        }
+        if self.persist_again.is_some_and(|at| at <= now) {
+            self.persist_again = None;
+            out.push(Effect::PersistBypass { on: self.bypass });
+        }
+        self.each_revoke(|r, world, outbox, out| r.tick(world, now, outbox, out), out);
+        self.admission.tick(now, out);
+        self.server.tick(now, out);
+        self.outbox.tick(now, out);
+        let health = self.health();
+        self.session.tick(&self.settings, &health, now, out);
+    }
+
+    fn signal(&mut self, signal: Signal, out: &mut Vec<Effect>) {
+        self.server.signal(&signal);
+        let name = match signal.kind {
+            SignalKind::FirstReply(epoch) => {
+                if let Some(host) = signal.host {
+                    out.push(Effect::Journal { at: signal.at, event: Event::FirstReply { host, epoch } });
+                }
+                return;
+            }
+            SignalKind::Released(epoch) => {
+                let released = Word::new(epoch.0, reroute_common::admission::rank::RELEASED);
+                if let Some(host) = signal.host {
+                    self.admission.learn(host, released);
+                }
+                "released"
+            }
+            SignalKind::Unanswered => "unanswered",
+            SignalKind::UnansweredEnd => "unanswered_end",
+            SignalKind::Silent => "silent",
+            SignalKind::SilentEnd => "silent_end",
+            SignalKind::ListenerGone => "listener_gone",
+            SignalKind::ListenerBack => "listener_back",
+        };
+        let event = Event::KernelSignal {
+            signal: name.into(),
+            host: signal.host,
+            age_ns: signal.age_ns,
+            limit_ns: signal.limit_ns,
+            waiting: signal.waiting,
+        };
+        out.push(Effect::Journal { at: signal.at, event });
+    }
+
+    fn order(&mut self, term: Term, order: Order, now: BootNs, out: &mut Vec<Effect>) {
+        if !self.session.hear(term, now) {
+            let newest = self.session.newest_term();
+            let what = format!("order of a leader whose {term} is over ({newest} is known): {order:?}");
+            out.push(Effect::Journal { at: now, event: Event::Fault { what } });
+            return;
+        }
+        match order {
+            Order::Prepare { host, epoch } => {
+                let unwell = self.unwell();
+                self.admission.prepare(host, epoch, unwell, &mut self.outbox, out)
+            }
+            Order::Revoke { host, epoch, planned } => self.start_revoke(host, epoch, planned, now, out),
+            Order::Admit { host, epoch } => self.admit(host, epoch, true, now, out),
+            Order::Hello { .. }
+            | Order::View { .. }
+            | Order::Moving { .. }
+            | Order::At { .. }
+            | Order::MoveRefused { .. } => {}
+        }
+    }
+
+    fn start_revoke(
+        &mut self,
+        host: HostId,
+        epoch: Epoch,
+        planned: bool,
+        now: BootNs,
+        out: &mut Vec<Effect>,
+    ) {
+        self.admission.cancel(host, epoch, now, &mut self.outbox, out);
+        match self.revokes.get_mut(&host) {
+            Some(revoke) if revoke.epoch == epoch => return revoke.again(planned, &mut self.outbox, out),
+            Some(revoke) if revoke.epoch > epoch => {
+                // Who is shut out at a later epoch is shut out at this one.
+                if let Stage::Proven { proof } = *revoke.stage() {
+                    let msg = crate::proto::ToMeta::Fenced { host, epoch, proof };
+                    self.outbox.send(host, outbox::Kind::Fence, msg, out);
+                }
+                return;
+            }
+            _ => {}
+        }
+        self.admission.close(host, epoch);
+        self.revokes.insert(host, Revoke::start(host, epoch, planned, out));
+    }
+
+    fn admit(&mut self, host: HostId, epoch: Epoch, ordered: bool, now: BootNs, out: &mut Vec<Effect>) {
+        // A later login here: the calls of the earlier one are nobody's danger any more, and nobody is killed for it.
+        if self
+            .revokes
+            .get(&host)
+            .is_some_and(|r| r.epoch < epoch && !matches!(r.stage(), Stage::Proven { .. }))
+        {
+            self.revokes.remove(&host);
+        }
+        self.admission.admit(host, epoch, ordered, now, &mut self.outbox, out);
+    }
+
+    /// A session has opened: serve whom Meta names. Who is not named was perhaps moved while our lease had run out;
+    /// unless the host itself affirms this server, the word is closed before the lease opens it again.
+    fn serve(&mut self, session: Logins, now: BootNs, out: &mut Vec<Effect>) {
+        let named: BTreeMap<HostId, Epoch> = session.logins.iter().copied().collect();
+        let mut unnamed = BTreeSet::new();
+        for (&host, &word) in self.admission.words() {
+            let epoch = Epoch(word.epoch());
+            let client = self.clients.get(&host);
+            let affirmed = client.is_some_and(|c| c.has_agent && c.affirm_deadline > now);
+            if word.is_admitted()
+                && named.get(&host) != Some(&epoch)
+                && self.session.lapsed(client.is_none_or(|c| c.has_agent), now)
+                && !affirmed
+                && !self.admission.ordered_since(host, epoch, session.asked_at)
+            {
+                unnamed.insert((host, epoch));
+            }
+        }
+        for &(host, epoch) in &unnamed {
+            self.admission.close(host, epoch);
+        }
+        for (host, epoch) in session.logins {
+            if self.admission.word(host) != Word::new(epoch.0, reroute_common::admission::rank::ADMITTED) {
+                self.admit(host, epoch, false, now, out);
+            }
+        }
+        self.session.settle(&self.settings, unnamed, now, out);
+    }
+
+    fn fence_answer(
+        &mut self,
+        host: HostId,
+        epoch: Epoch,
+        answer: Outcome<Answer>,
+        now: BootNs,
+        out: &mut Vec<Effect>,
+    ) {
+        match &answer {
+            Ok(answer) => {
+                self.admission.learn(host, answer.word);
+                if answer.word.is_closed_for(epoch.0) {
+                    self.session.fenced(&self.settings, host, epoch, now, out);
+                } else {
+                    self.session.fence_failed(host, epoch, now);
+                }
+            }
+            Err(why) => {
+                self.session.fence_failed(host, epoch, now);
+                let what = format!("{host} not fenced at {epoch}: {why}");
+                out.push(Effect::Journal { at: now, event: Event::Fault { what } });
+            }
+        }
+        self.revoke(host, |r, w, o, out| r.fence_answer(epoch, &answer, w, now, o, out), out);
+    }
+
+    fn switch_bypass(&mut self, on: bool, actor: String, now: BootNs, out: &mut Vec<Effect>) {
+        if self.bypass != on {
+            self.bypass = on;
+            if on {
+                // Who was shut out may call again: no proof holds, no fence stands.
+                self.revokes.retain(|_, r| !matches!(r.stage(), Stage::Proven { .. }));
+                self.revokes.values_mut().for_each(Revoke::doubt);
+            }
+            // Whatever is on its way to the kernel is not what is wanted any more.
+            self.mode_asked = None;
+            self.standing = None;
+        }
+        out.push(Effect::Journal { at: now, event: Event::Bypass { on, actor } });
+        out.push(Effect::PersistBypass { on });
+        self.persist_again = None;
+    }
+
+    fn mode_set(&mut self, mode: Mode, result: Outcome<()>, now: BootNs, out: &mut Vec<Effect>) {
+        if self.mode_asked != Some((mode, None)) {
+            return;
+        }
+        match result {
+            Ok(()) => {
+                self.mode_asked = None;
+                self.standing = Some(mode);
+            }
+            Err(why) => {
+                self.mode_asked = Some((mode, Some(now.plus(RETRY_NS))));
+                let what = format!("mode {mode:?} did not reach the kernel: {why}");
+                out.push(Effect::Journal { at: now, event: Event::Fault { what } });
+            }
+        }
+    }
+
+    fn each_revoke(
+        &mut self,
+        mut f: impl FnMut(&mut Revoke, &World, &mut Outbox, &mut Vec<Effect>),
+        out: &mut Vec<Effect>,
+    ) {
+        let world = World { settings: &self.settings, server: &self.server, lenient: self.lenient() };
+        for revoke in self.revokes.values_mut() {
+            f(revoke, &world, &mut self.outbox, out);
+        }
+    }
+
+    fn revoke(
+        &mut self,
+        host: HostId,
+        mut f: impl FnMut(&mut Revoke, &World, &mut Outbox, &mut Vec<Effect>),
+        out: &mut Vec<Effect>,
+    ) {
+        self.each_revoke(
+            |r, world, outbox, out| {
+                if r.host == host {
+                    f(r, world, outbox, out)
+                }
+            },
+            out,
+        );
+    }
+}
+
+fn fault(what: &str, result: Outcome<()>, now: BootNs, out: &mut Vec<Effect>) {
+    if let Err(why) = result {
+        out.push(Effect::Journal { at: now, event: Event::Fault { what: format!("{what}: {why}") } });
+    }
+}

@@ -1,0 +1,354 @@
+//! One host's revoke: fence, cover the calls in progress, prove it.
+
+use super::io::{Answer, Effect, Outcome, Purge, Purpose};
+use super::outbox::{Kind, Outbox};
+use super::server::Server;
+use super::{RETRY_NS, Settings};
+use crate::ids::*;
+use crate::proto::{FenceProof, ToMeta};
+use crate::timeline::Event;
+use std::collections::BTreeSet;
+
+/// Counts are polled this often while the drain time runs, and less often after it.
+const POLL_NS: u64 = MS;
+const POLL_LATE_NS: u64 = 10 * MS;
+/// A fence that waits says so again after this long.
+const SAY_AGAIN_NS: u64 = 500 * MS;
+/// A killed process that has not terminated after this long is reported.
+const REAP_NS: u64 = 100 * MS;
+/// Closing sockets is tidiness here (the kernel drops what they carry): it holds up a proof only so often.
+const PURGE_TRIES: u32 = 5;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// The kernel was asked, or (after a failure) is asked again then.
+    Fencing {
+        retry_at: Option<BootNs>,
+    },
+    /// The word is closed; calls in progress may finish. `poll_at` is `None` while the counts are being read.
+    Draining {
+        since: BootNs,
+        poll_at: Option<BootNs>,
+        alive: BTreeSet<Incarnation>,
+    },
+    /// SIGKILL is on its way; each pidfd tells when its process is reaped.
+    Killing {
+        since: BootNs,
+        targets: BTreeSet<Incarnation>,
+    },
+    /// Proven; the host's sockets go.
+    Purging {
+        proof: FenceProof,
+        tries: u32,
+        retry_at: Option<BootNs>,
+    },
+    Proven {
+        proof: FenceProof,
+    },
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Revoke {
+    pub host: HostId,
+    pub epoch: Epoch,
+    planned: bool,
+    stage: Stage,
+    last: Option<Answer>,
+    said: Option<(String, BootNs)>,
+}
+
+/// What a decision rests on.
+pub struct World<'a> {
+    pub settings: &'a Settings,
+    pub server: &'a Server,
+    /// Why nothing counts as fenced here; `None` while enforcing.
+    pub lenient: Option<&'static str>,
+}
+
+impl Revoke {
+    pub fn start(host: HostId, epoch: Epoch, planned: bool, out: &mut Vec<Effect>) -> Revoke {
+        out.push(Effect::Fence { host, epoch });
+        let stage = Stage::Fencing { retry_at: None };
+        Revoke { host, epoch, planned, stage, last: None, said: None }
+    }
+
+    pub fn stage(&self) -> &Stage {
+        &self.stage
+    }
+
+    /// The same order again (Meta has no answer yet), or the planned move became urgent.
+    pub fn again(&mut self, planned: bool, outbox: &mut Outbox, out: &mut Vec<Effect>) {
+        self.planned &= planned;
+        match self.stage {
+            Stage::Proven { proof } => self.tell(proof, outbox, out),
+            // Said anew with the next decision.
+            _ => self.said = None,
+        }
+    }
+
+    fn tell(&self, proof: FenceProof, outbox: &mut Outbox, out: &mut Vec<Effect>) {
+        let msg = ToMeta::Fenced { host: self.host, epoch: self.epoch, proof };
+        outbox.send(self.host, Kind::Fence, msg, out);
+    }
+
+    /// Enforcement was suspended: whatever was proven holds no more.
+    pub fn doubt(&mut self) {
+        self.stage = Stage::Fencing { retry_at: Some(BootNs(0)) };
+    }
+
+    pub fn fence_answer(
+        &mut self,
+        epoch: Epoch,
+        answer: &Outcome<Answer>,
+        world: &World,
+        now: BootNs,
+        outbox: &mut Outbox,
+        out: &mut Vec<Effect>,
+    ) {
+        if epoch != self.epoch || self.stage != (Stage::Fencing { retry_at: None }) {
+            return;
+        }
+        match answer {
+            Ok(answer) if answer.word.is_closed_for(epoch.0) => {
+                if self.last.is_none() {
+                    let (host, in_progress, orphans) = (self.host, answer.in_progress, answer.orphans);
+                    let event = Event::Fenced { host, epoch, in_progress, orphans };
+                    out.push(Effect::Journal { at: now, event });
+                }
+                let alive = world.server.living().keys().copied().collect();
+                let poll_at = Some(now.plus(POLL_NS));
+                self.stage = Stage::Draining { since: now, poll_at, alive };
+                self.last = Some(*answer);
+                self.decide(world, now, outbox, out);
+            }
+            Ok(answer) => {
+                let why = format!("the kernel did not close the word (it stands at {:#x})", answer.word.0);
+                self.fence_again(why, now, outbox, out);
+            }
+            Err(why) => self.fence_again(format!("the kernel did not fence: {why}"), now, outbox, out),
+        }
+    }
+
+    fn fence_again(&mut self, why: String, now: BootNs, outbox: &mut Outbox, out: &mut Vec<Effect>) {
+        self.stage = Stage::Fencing { retry_at: Some(now.plus(RETRY_NS)) };
+        self.wait(why, now, outbox, out);
+    }
+
+    pub fn counts(
+        &mut self,
+        epoch: Epoch,
+        answer: &Outcome<Answer>,
+        world: &World,
+        now: BootNs,
+        outbox: &mut Outbox,
+        out: &mut Vec<Effect>,
+    ) {
+        let Stage::Draining { since, poll_at, .. } = &mut self.stage else { return };
+        if epoch != self.epoch || poll_at.is_some() {
+            return;
+        }
+        let late = now.since(*since) > world.settings.drain_ns;
+        *poll_at = Some(now.plus(if late { POLL_LATE_NS } else { POLL_NS }));
+        match answer {
+            Ok(answer) => {
+                self.last = Some(*answer);
+                self.decide(world, now, outbox, out);
+            }
+            Err(why) => self.wait(format!("calls in progress cannot be counted: {why}"), now, outbox, out),
+        }
+    }
+
+    /// Every word here is a reason for or against letting the next server open.
+    fn decide(&mut self, world: &World, now: BootNs, outbox: &mut Outbox, out: &mut Vec<Effect>) {
+        let (Stage::Draining { since, alive, .. }, Some(answer)) = (&self.stage, self.last) else { return };
+        if let Some(why) = world.lenient {
+            return self.wait(format!("nothing is fenced here: {why}"), now, outbox, out);
+        }
+        let reaped = !alive.is_empty() && alive.iter().all(|i| !world.server.living().contains_key(i));
+        if answer.idle() {
+            return self.prove(FenceProof::Drained, out);
+        }
+        if superseded(&answer, self.epoch) {
+            let why = format!(
+                "admitted here at {} since: calls of both epochs cannot be told apart",
+                Epoch(answer.word.epoch())
+            );
+            return self.wait(why, now, outbox, out);
+        }
+        if reaped || world.server.is_proven_dead() {
+            return self.prove(FenceProof::ProcessDead, out);
+        }
+        let settings = world.settings;
+        let time = if self.planned { settings.planned_drain_ns } else { settings.drain_ns };
+        if now.since(*since) < time {
+            return;
+        }
+        let why = match settings.policy {
+            FencePolicy::Storage => return self.prove(FenceProof::Storage, out),
+            FencePolicy::Wait => "policy is wait: every call in progress must be answered",
+            FencePolicy::Kill if answer.word.epoch() != self.epoch.0 => "the word stands at a later epoch",
+            FencePolicy::Kill if self.planned => "the move is planned: nothing is killed for it",
+            FencePolicy::Kill if world.server.replies_leave(now) => "replies still leave: busy is not dead",
+            FencePolicy::Kill if !world.server.is_alive() => {
+                "no server process is known that could be killed"
+            }
+            FencePolicy::Kill => return self.kill(world, now, out),
+        };
+        self.wait(why.to_string(), now, outbox, out);
+    }
+
+    fn kill(&mut self, world: &World, now: BootNs, out: &mut Vec<Effect>) {
+        let (host, epoch) = (self.host, self.epoch);
+        let targets: BTreeSet<_> = world.server.living().keys().copied().collect();
+        for (&incarnation, &pid) in world.server.living() {
+            let quiet = now.since(world.server.facts().last_reply_at) / MS;
+            let calls = self.last.map_or(0, |a| a.in_progress.saturating_add(a.orphans));
+            let why =
+                format!("{calls} calls in progress after the drain time, no reply to anybody for {quiet} ms");
+            out.push(Effect::Journal { at: now, event: Event::ServerKilled { pid, host, epoch, why } });
+            out.push(Effect::KillServer { incarnation });
+        }
+        self.stage = Stage::Killing { since: now, targets };
+    }
+
+    /// Only the signal failed: back to waiting, and to trying.
+    pub fn kill_failed(
+        &mut self,
+        incarnation: Incarnation,
+        why: &str,
+        now: BootNs,
+        outbox: &mut Outbox,
+        out: &mut Vec<Effect>,
+    ) {
+        if let Stage::Killing { since, targets } = &self.stage
+            && targets.contains(&incarnation)
+        {
+            let poll_at = Some(now.plus(RETRY_NS));
+            self.stage = Stage::Draining { since: *since, poll_at, alive: targets.clone() };
+            self.wait(format!("the server process was not killed: {why}"), now, outbox, out);
+        }
+    }
+
+    pub fn server_exited(&mut self, incarnation: Incarnation, world: &World, out: &mut Vec<Effect>) {
+        match &mut self.stage {
+            Stage::Killing { targets, .. } => {
+                targets.remove(&incarnation);
+                if targets.is_empty() {
+                    self.prove(FenceProof::Killed, out);
+                }
+            }
+            Stage::Draining { alive, .. } if world.lenient.is_none() => {
+                let reaped =
+                    !alive.is_empty() && alive.iter().all(|i| !world.server.living().contains_key(i));
+                if reaped && !self.last.is_some_and(|a| superseded(&a, self.epoch)) {
+                    self.prove(FenceProof::ProcessDead, out);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn prove(&mut self, proof: FenceProof, out: &mut Vec<Effect>) {
+        let (host, epoch) = (self.host, self.epoch);
+        self.stage = Stage::Purging { proof, tries: 0, retry_at: None };
+        if self.last.is_some_and(|a| superseded(&a, epoch)) {
+            // The sockets there are now are those of the newer login.
+            self.stage = Stage::Purging { proof, tries: PURGE_TRIES, retry_at: Some(BootNs(0)) };
+            return;
+        }
+        out.push(Effect::PurgeSockets { host, epoch, purpose: Purpose::Fence });
+    }
+
+    pub fn purged(
+        &mut self,
+        epoch: Epoch,
+        purge: &Outcome<Purge>,
+        now: BootNs,
+        outbox: &mut Outbox,
+        out: &mut Vec<Effect>,
+    ) {
+        let Stage::Purging { proof, tries, retry_at: retry_at @ None } = &mut self.stage else { return };
+        if epoch != self.epoch {
+            return;
+        }
+        let (proof, host) = (*proof, self.host);
+        let problem = match purge {
+            Ok(Purge { left: 0, destroyed }) => {
+                if *destroyed > 0 {
+                    let event = Event::SocketsReset { count: *destroyed };
+                    out.push(Effect::Journal { at: now, event });
+                }
+                self.stage = Stage::Proven { proof };
+                return self.tell(proof, outbox, out);
+            }
+            Ok(Purge { left, .. }) => format!("{left} connections of {host} are left after its fence"),
+            Err(why) => format!("connections of {host} not closed after its fence: {why}"),
+        };
+        *tries += 1;
+        *retry_at = Some(now.plus(RETRY_NS));
+        out.push(Effect::Journal { at: now, event: Event::Fault { what: problem } });
+    }
+
+    /// Says why the fence waits: when the reason changes, and now and then.
+    fn wait(&mut self, why: String, now: BootNs, outbox: &mut Outbox, out: &mut Vec<Effect>) {
+        if self.said.as_ref().is_some_and(|(said, at)| *said == why && now.since(*at) < SAY_AGAIN_NS) {
+            return;
+        }
+        let (in_progress, orphans) = self.last.map_or((0, 0), |a| (a.in_progress, a.orphans));
+        let (host, epoch) = (self.host, self.epoch);
+        self.said = Some((why.clone(), now));
+        let msg = ToMeta::FenceWaits { host, epoch, in_progress, orphans, why };
+        outbox.send(host, Kind::Fence, msg, out);
+    }
+
+    pub fn tick(&mut self, world: &World, now: BootNs, outbox: &mut Outbox, out: &mut Vec<Effect>) {
+        let (host, epoch) = (self.host, self.epoch);
+        match &mut self.stage {
+            Stage::Fencing { retry_at } if retry_at.is_some_and(|at| at <= now) => {
+                if let Some(why) = world.lenient {
+                    *retry_at = Some(now.plus(POLL_LATE_NS));
+                    self.wait(format!("nothing is fenced here: {why}"), now, outbox, out);
+                } else {
+                    *retry_at = None;
+                    out.push(Effect::Fence { host, epoch });
+                }
+            }
+            Stage::Draining { poll_at, .. } if poll_at.is_some_and(|at| at <= now) => {
+                *poll_at = None;
+                out.push(Effect::ReadCounts { host, epoch });
+            }
+            Stage::Killing { since, .. } if now.since(*since) >= REAP_NS => {
+                let why = "the server process was killed, but has not terminated yet (uninterruptible I/O?)";
+                self.wait(why.to_string(), now, outbox, out);
+            }
+            Stage::Purging { proof, tries, retry_at } if retry_at.is_some_and(|at| at <= now) => {
+                if *tries >= PURGE_TRIES {
+                    let proof = *proof;
+                    self.stage = Stage::Proven { proof };
+                    self.tell(proof, outbox, out);
+                } else {
+                    *retry_at = None;
+                    out.push(Effect::PurgeSockets { host, epoch, purpose: Purpose::Fence });
+                }
+            }
+            _ => {}
+        }
+    }
+
+    pub fn wake_at(&self) -> Option<BootNs> {
+        match &self.stage {
+            Stage::Fencing { retry_at } | Stage::Purging { retry_at, .. } => *retry_at,
+            Stage::Draining { poll_at, .. } => *poll_at,
+            Stage::Killing { since, .. } => {
+                let said = self.said.as_ref().map_or(BootNs(0), |(_, at)| at.plus(SAY_AGAIN_NS));
+                Some(said.max(since.plus(REAP_NS)))
+            }
+            Stage::Proven { .. } => None,
+        }
+    }
+}
+
+/// The word stands at a later login of the same host here: the fence changed nothing.
+fn superseded(answer: &Answer, epoch: Epoch) -> bool {
+    answer.word.epoch() > epoch.0 && answer.word.is_admitted()
+}
