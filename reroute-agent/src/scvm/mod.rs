@@ -1,5 +1,163 @@
-use crate::config::Config;
+//! Role `scvm`: watches, admits and fences the NFS clients of one storage VM.
+//!
+//! | thread | runs |
+//! |---|---|
+//! | `scvm` (real time) | sensor, machine, link to Meta, server process, timers: [`driver`] |
+//! | `epoch-file` (real time) | writes the epoch file |
+//! | `journal` | appends the journal |
+//! | `service` | operators' socket and `/metrics`, from snapshots: [`operator`], [`metrics`] |
+//!
+//! All inputs to the machine go through one unbounded queue on one thread; what fills it is bounded: one result per
+//! effect, orders that Meta bounds, and transitions that the kernel counts as lost when its ring is full.
 
-pub fn run(_config: Config) -> anyhow::Result<()> {
-    anyhow::bail!("scvm: under construction")
+mod driver;
+mod epoch_file;
+mod metrics;
+mod null_rpc;
+mod operator;
+mod pidfd;
+pub mod report;
+mod server_process;
+
+use crate::config::{AdmissionMode, Config, ns};
+use crate::journal::Journal;
+use crate::sensor::{Registration, Sensor};
+use crate::{clock, keys, realtime, sensor};
+use anyhow::{Context, bail};
+use reroute_core::ids::{Network, ScvmId};
+use reroute_core::scvm::{Mode, Settings};
+use std::net::{IpAddr, SocketAddrV4};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+/// Runs until SIGTERM or SIGINT; routes, admission and pins stay as they are.
+///
+/// Errors: another instance has the pins; the state directory, the programs or the sockets cannot be had.
+pub fn run(config: Config) -> anyhow::Result<()> {
+    let scvm = config.scvm()?.clone();
+    let entry = config.cluster.scvm(scvm.id).context("this SCVM is not in [[cluster.scvms]]")?.clone();
+    let _lock = lock(&scvm.bpf_dir)?;
+    let bypass_file = scvm.state_dir.join("bypass");
+    let bypass = read_bypass(&bypass_file)?;
+    let journal = Journal::open(&scvm.state_dir, &entry.name)
+        .with_context(|| format!("cannot write a journal in {}", scvm.state_dir.display()))?;
+    let incarnation = clock::new_incarnation();
+    let sensor = Sensor::start(sensor_settings(&config, scvm.id)?).context("cannot start the sensor")?;
+    let timing = config.timing;
+    let settings = Settings {
+        id: scvm.id,
+        boot: incarnation,
+        policy: entry.server.policy,
+        mode: match scvm.mode {
+            AdmissionMode::Enforce => Mode::Enforce,
+            AdmissionMode::Shadow => Mode::Shadow,
+        },
+        bypass,
+        keepalive_ns: ns(timing.keepalive_ms),
+        session_ns: ns(timing.session_ms),
+        session_no_agent_ns: ns(timing.session_no_agent_ms),
+        silent_ns: ns(timing.silent_ms),
+        drain_ns: ns(timing.drain_ms),
+        planned_drain_ns: ns(timing.planned_drain_ms),
+    };
+    let start = driver::Start { config, scvm, entry, settings, sensor, journal, bypass_file, incarnation };
+    let thread = realtime::run("scvm", async move || driver::run(start).await)?;
+    match thread.join() {
+        Ok(result) => result,
+        Err(_) => bail!("the scvm thread has panicked"),
+    }
+}
+
+/// One instance per directory of pins: the lock is on the directory itself, and ends with the process.
+fn lock(bpf_dir: &Path) -> anyhow::Result<OwnedFd> {
+    use rustix::fs::{FlockOperation, Mode, OFlags};
+    let shown = bpf_dir.display();
+    std::fs::create_dir_all(bpf_dir).with_context(|| {
+        format!("cannot make {shown}: is a bpffs mounted there (`mount -t bpf bpf ...`)?")
+    })?;
+    let fd = rustix::fs::open(bpf_dir, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .with_context(|| format!("cannot open {shown}"))?;
+    rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive)
+        .with_context(|| format!("another instance works in {shown}: stop it first"))?;
+    Ok(fd)
+}
+
+fn sensor_settings(config: &Config, id: ScvmId) -> anyhow::Result<sensor::Settings> {
+    let scvm = config.scvm()?;
+    let clients = config.cluster.hosts.iter().map(|host| Registration {
+        host: host.id,
+        addresses: [Network::Private, Network::Storage, Network::Management]
+            .map(|network| (network, IpAddr::from(host.address(network)))),
+        pulse_key: keys::pulse_key(&config.key, host.id, id),
+        has_agent: true,
+    });
+    Ok(sensor::Settings {
+        bpf_dir: scvm.bpf_dir.clone(),
+        scvm: id,
+        scvm_boot: clock::boot_id().context("cannot read the boot id")?,
+        mode: scvm.mode,
+        service: SocketAddrV4::new(config.cluster.service_address, config.cluster.service_port),
+        timing: config.timing,
+        interfaces: scvm.interfaces.each().map(|(network, name)| (network, name.to_string())).to_vec(),
+        clients: clients.collect(),
+        xdp: scvm.xdp,
+    })
+}
+
+/// Whether an operator's suspension stands from before. Errors: the file is there, but says neither on nor off.
+fn read_bypass(file: &Path) -> anyhow::Result<bool> {
+    match std::fs::read_to_string(file) {
+        Ok(text) => match text.trim() {
+            "on" => Ok(true),
+            "off" => Ok(false),
+            other => bail!("{} says {other:?}, not `on` or `off`: correct or remove it", file.display()),
+        },
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error).with_context(|| format!("cannot read {}", file.display())),
+    }
+}
+
+/// Keeps an operator's decision over a crash of the node too.
+fn write_bypass(file: PathBuf, on: bool) -> std::io::Result<()> {
+    use std::io::Write;
+    let temporary = file.with_extension("new");
+    let mut new = std::fs::File::create(&temporary)?;
+    new.write_all(if on { b"on\n" } else { b"off\n" })?;
+    new.sync_all()?;
+    std::fs::rename(&temporary, &file)?;
+    file.parent().map_or(Ok(()), |dir| std::fs::File::open(dir)?.sync_all())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn dir(name: &str) -> PathBuf {
+        let dir = std::env::temp_dir().join(format!("reroute-scvm-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        dir
+    }
+
+    #[test]
+    fn one_instance_per_directory() {
+        let dir = dir("lock");
+        let first = lock(&dir).unwrap();
+        let error = format!("{:#}", lock(&dir).unwrap_err());
+        assert!(error.contains("another instance"), "{error}");
+        drop(first);
+        lock(&dir).unwrap();
+    }
+
+    #[test]
+    fn bypass_survives_and_rubbish_is_refused() {
+        let file = dir("bypass").join("bypass");
+        let _ = std::fs::remove_file(&file);
+        assert!(!read_bypass(&file).unwrap());
+        write_bypass(file.clone(), true).unwrap();
+        assert!(read_bypass(&file).unwrap());
+        write_bypass(file.clone(), false).unwrap();
+        assert!(!read_bypass(&file).unwrap());
+        std::fs::write(&file, "maybe").unwrap();
+        assert!(format!("{:#}", read_bypass(&file).unwrap_err()).contains("correct or remove"));
+    }
 }

@@ -23,7 +23,7 @@ mod view;
 mod tests;
 
 pub use io::*;
-pub use view::{HostStanding, View};
+pub use view::{HostStanding, RevokeStanding, View, rank_name};
 
 use crate::ids::*;
 use crate::proto::{Order, ServerHealth};
@@ -138,6 +138,17 @@ impl Scvm {
             connections: self.clients.values().map(|c| c.connections).sum(),
             calls_waiting: facts.waiting,
         }
+    }
+
+    /// Why the kernel is not in the mode that is wanted; it is tried again until it is.
+    pub fn mode_problem(&self) -> Result<(), String> {
+        if self.standing == Some(self.wanted_mode()) {
+            return Ok(());
+        }
+        Err(format!(
+            "the kernel has not taken mode {:?} yet; it is tried again: see the journal",
+            self.wanted_mode()
+        ))
     }
 
     fn wanted_mode(&self) -> Mode {

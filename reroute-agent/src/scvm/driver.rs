@@ -1,0 +1,482 @@
+//! The real-time thread: inputs in, effects out.
+
+use super::epoch_file::Publisher;
+use super::metrics::Metrics;
+use super::null_rpc::Prober;
+use super::operator::{self, Request, Shared, Snapshot};
+use super::server_process::Watcher;
+use super::write_bypass;
+use crate::config::{Config, Scvm as ScvmConfig, ScvmEntry, ns};
+use crate::journal::Journal;
+use crate::meta_client::{LinkEvent, MetaClient};
+use crate::netlink::{links, sockets};
+use crate::sensor::{self, Sensor};
+use crate::{clock, service};
+use anyhow::Context;
+use prometheus_client::registry::Registry;
+use reroute_common::{event, pulse, table};
+use reroute_core::ids::*;
+use reroute_core::proto::{ClusterView, Order};
+use reroute_core::scvm::*;
+use reroute_core::timeline::Event;
+use std::collections::{BTreeMap, VecDeque};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind as Unix, signal};
+use tokio::sync::mpsc;
+
+const TOUCH_NS: u64 = 10 * MS;
+const PIDFILE_NS: u64 = 20 * MS;
+const CLIENTS_NS: u64 = 50 * MS;
+const SNAPSHOT_NS: u64 = 200 * MS;
+
+pub struct Start {
+    pub config: Config,
+    pub scvm: ScvmConfig,
+    pub entry: ScvmEntry,
+    pub settings: Settings,
+    pub sensor: Sensor,
+    pub journal: Journal,
+    pub bypass_file: PathBuf,
+    pub incarnation: Incarnation,
+}
+
+struct Driver {
+    machine: Scvm,
+    sensor: Sensor,
+    meta: MetaClient,
+    process: Watcher,
+    journal: Journal,
+    publisher: Option<Publisher>,
+    probes: mpsc::UnboundedSender<Probe>,
+    results: mpsc::UnboundedSender<Input>,
+    /// Where a host's connections come from, as this node sees them.
+    remotes: BTreeMap<HostId, Vec<Ipv4Addr>>,
+    service: (IpAddr, u16),
+    bypass_file: PathBuf,
+    view: Option<ClusterView>,
+    shared: Arc<Shared>,
+    touched: BootNs,
+    polled: BootNs,
+    clients_read: BootNs,
+    shown: BootNs,
+    /// The sensor's last failure to be read, so that each is recorded once.
+    sensor_fault: Option<String>,
+}
+
+enum Probe {
+    Ask,
+    Close,
+}
+
+pub async fn run(start: Start) -> anyhow::Result<()> {
+    let Start { config, scvm, entry, settings, mut sensor, journal, bypass_file, incarnation } = start;
+    let mut terminate = signal(Unix::terminate())?;
+    let mut interrupt = signal(Unix::interrupt())?;
+    let mut events = sensor.events()?;
+    let (results, mut inputs) = mpsc::unbounded_channel();
+    let (meta, mut link) = MetaClient::start(&config, NodeId::Scvm(scvm.id), incarnation)?;
+    let interfaces: BTreeMap<String, Network> =
+        scvm.interfaces.each().into_iter().map(|(network, name)| (name.to_string(), network)).collect();
+    let mut carriers = links::watch(&interfaces.keys().cloned().collect::<Vec<_>>())?;
+    let remotes: BTreeMap<_, _> =
+        config.cluster.hosts.iter().map(|host| (host.id, remotes_of(host, scvm.id))).collect();
+    let publisher = match scvm.epoch_file.clone() {
+        Some(path) => Some(
+            Publisher::start(path, remotes.clone(), results.clone())
+                .context("epoch file: no thread for it")?,
+        ),
+        None => None,
+    };
+    let address = SocketAddr::new(config.cluster.service_address.into(), config.cluster.service_port);
+    let probes = prober(Prober::new(address, ns(config.timing.null_rpc_ms)), results.clone());
+
+    let names = config.cluster.hosts.iter().map(|h| (h.id, h.name.clone())).collect();
+    let shared = Arc::new(Shared::new(entry.name.clone(), names, sensor.attachments().to_vec()));
+    let (requests, mut operators) = mpsc::channel(16);
+    let mut registry = Registry::default();
+    meta.counters().register(&mut registry);
+    registry.register_collector(Box::new(Metrics::new(shared.clone())));
+    let router = operator::router(shared.clone(), requests);
+    let _service = service::serve(&scvm.socket, scvm.metrics, Arc::new(registry), router)?;
+
+    let now = clock::now();
+    let adopted =
+        if sensor.adopted() { "programs, counters and admission of an earlier run" } else { "nothing" };
+    journal.record(Event::Started { role: "scvm".into(), adopted: adopted.into() });
+    let mut driver = Driver {
+        machine: Scvm::new(settings, now),
+        sensor,
+        meta,
+        process: Watcher::new(entry.server.pidfile.clone(), results.clone()),
+        journal,
+        publisher,
+        probes,
+        results,
+        remotes,
+        service: (address.ip(), address.port()),
+        bypass_file,
+        view: None,
+        shared,
+        touched: BootNs(0),
+        polled: BootNs(0),
+        clients_read: BootNs(0),
+        shown: BootNs(0),
+        sensor_fault: None,
+    };
+    driver.begin();
+    loop {
+        let wait = driver.machine.wake_at(clock::now()).since(clock::now()).max(MS);
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            found = events.next() => match driver.signal(found?) {
+                Some(signal) => driver.feed(Input::Signal(signal)),
+                None => driver.feed(Input::Tick),
+            },
+            Some(input) = inputs.recv() => driver.feed(input),
+            Some(heard) = link.recv() => driver.link(heard),
+            Some(change) = carriers.recv() => {
+                if let Some(&network) = interfaces.get(&change.interface) {
+                    driver.feed(Input::Carrier { network, up: change.carrier });
+                }
+            }
+            Some(request) = operators.recv() => driver.operator(request),
+            () = tokio::time::sleep(Duration::from_nanos(wait)) => driver.feed(Input::Tick),
+        }
+        driver.chores();
+    }
+    Ok(())
+}
+
+/// The private address is the same on every host: here it can only be our own host's.
+fn remotes_of(host: &crate::config::HostEntry, here: ScvmId) -> Vec<Ipv4Addr> {
+    let mut remotes = vec![host.storage, host.management];
+    if host.local_scvm == here {
+        remotes.insert(0, host.private);
+    }
+    remotes
+}
+
+/// Runs the prober as a task: it may wait for the server, the machine may not.
+fn prober(mut prober: Prober, results: mpsc::UnboundedSender<Input>) -> mpsc::UnboundedSender<Probe> {
+    let (ask, mut asked) = mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        while let Some(probe) = asked.recv().await {
+            match probe {
+                Probe::Ask => {
+                    let (answered, took_ns) = prober.probe().await;
+                    let _ = results.send(Input::NullRpc { answered, took_ns });
+                }
+                Probe::Close => prober.close(),
+            }
+        }
+    });
+    ask
+}
+
+impl Driver {
+    fn begin(&mut self) {
+        self.read_clients();
+        if let Ok(server) = self.sensor.server()
+            && let Some(input) = self.process.adopt(Incarnation(server.incarnation))
+        {
+            self.feed(input);
+        }
+        self.chores();
+        self.feed(Input::Tick);
+    }
+
+    /// What is due by the clock, beside the machine.
+    fn chores(&mut self) {
+        let now = clock::now();
+        if now.since(self.touched) >= TOUCH_NS {
+            self.touched = now;
+            let touched = self.sensor.touch(now);
+            self.note("telling the kernel that the agent is alive", touched);
+        }
+        if now.since(self.clients_read) >= CLIENTS_NS {
+            self.read_clients();
+        }
+        if now.since(self.polled) >= PIDFILE_NS {
+            self.poll_pidfile();
+        }
+        if now.since(self.shown) >= SNAPSHOT_NS {
+            self.show();
+        }
+    }
+
+    fn poll_pidfile(&mut self) {
+        self.polled = clock::now();
+        for input in self.process.poll() {
+            self.feed(input);
+        }
+        let health = self.machine.health();
+        if !health.stalled && !health.null_failed {
+            let _ = self.probes.send(Probe::Close);
+        }
+    }
+
+    fn note<T>(&mut self, what: &str, result: Result<T, sensor::SensorError>) -> Option<T> {
+        match result {
+            Ok(value) => Some(value),
+            Err(error) => {
+                let what = format!("{what}: {error}");
+                if self.sensor_fault.as_ref() != Some(&what) {
+                    self.journal.record(Event::Fault { what: what.clone() });
+                    self.sensor_fault = Some(what);
+                }
+                None
+            }
+        }
+    }
+
+    fn read_server(&mut self) {
+        let read = self.sensor.server();
+        if let Some(server) = self.note("reading the server's state", read) {
+            self.machine.handle(Input::Server(server_facts(&server)), clock::now());
+        }
+    }
+
+    fn read_clients(&mut self) {
+        self.clients_read = clock::now();
+        let read = self.sensor.clients();
+        if let Some(clients) = self.note("reading the clients", read) {
+            let facts = clients.iter().filter(|c| c.host != 0).map(client_facts).collect();
+            self.machine.handle(Input::Clients(facts), clock::now());
+        }
+    }
+
+    fn show(&mut self) {
+        let now = clock::now();
+        self.shown = now;
+        let (clients, server, config) = (self.sensor.clients(), self.sensor.server(), self.sensor.config());
+        let (Some(clients), Some(server), Some(config)) = (
+            self.note("reading the clients", clients),
+            self.note("reading the server's state", server),
+            self.note("reading the configuration map", config),
+        ) else {
+            return;
+        };
+        self.shared.put(Snapshot {
+            at: now,
+            machine: self.machine.view(now),
+            cluster: self.view.clone(),
+            clients,
+            server,
+            config,
+            journal_lost: self.journal.lost(),
+        });
+    }
+
+    fn signal(&self, found: event::Event) -> Option<Signal> {
+        use event::kind;
+        let kind = match found.kind {
+            kind::UNANSWERED => SignalKind::Unanswered,
+            kind::UNANSWERED_END => SignalKind::UnansweredEnd,
+            kind::SILENT => SignalKind::Silent,
+            kind::SILENT_END => SignalKind::SilentEnd,
+            kind::LISTENER_GONE => SignalKind::ListenerGone,
+            kind::LISTENER_BACK => SignalKind::ListenerBack,
+            kind::FIRST_REPLY => SignalKind::FirstReply(Epoch(found.limit)),
+            kind::RELEASED => SignalKind::Released(Epoch(found.limit)),
+            other => {
+                tracing::warn!(kind = other, "the kernel reports something this release does not know");
+                return None;
+            }
+        };
+        Some(Signal {
+            kind,
+            at: BootNs(found.at),
+            host: self.sensor.host_of(found.client),
+            waiting: found.waiting,
+            age_ns: found.age_ns,
+            limit_ns: found.limit,
+        })
+    }
+
+    fn link(&mut self, heard: LinkEvent) {
+        match heard {
+            LinkEvent::Order(line) => {
+                if let Order::View { view } = &line.order {
+                    self.view = Some(view.clone());
+                }
+                self.feed(Input::Order { term: line.term, order: line.order });
+            }
+            LinkEvent::Up { address } => tracing::info!(%address, "push stream from Meta"),
+            LinkEvent::Down { address, why } => {
+                self.journal.record(Event::Fault { what: format!("push stream of Meta {address}: {why}") });
+            }
+        }
+    }
+
+    fn operator(&mut self, request: Request) {
+        match request {
+            Request::Bypass { on, actor, answer } => {
+                self.feed(Input::Bypass { on, actor });
+                self.show();
+                let _ = answer.send(self.machine.mode_problem());
+            }
+            Request::Flows { answer } => {
+                // Slot 0 is host 0: everybody who is not registered.
+                let host = |slot| self.sensor.host_of(slot).unwrap_or_default();
+                let flows = self.sensor.flows().map_err(|e| e.to_string());
+                let flows =
+                    flows.map(|all| all.into_iter().map(|(_, flow)| (host(flow.client), flow)).collect());
+                self.show();
+                let _ = answer.send(flows);
+            }
+        }
+    }
+
+    /// Hands an input to the machine and carries out what follows, results included, until nothing is left.
+    fn feed(&mut self, input: Input) {
+        let mut queue = VecDeque::from([input]);
+        while let Some(input) = queue.pop_front() {
+            self.read_server();
+            match &input {
+                Input::Reply { tag: Tag::Open { .. }, .. } => self.read_clients(),
+                Input::ServerExited { incarnation, .. } => self.process.ended(*incarnation),
+                _ => {}
+            }
+            let effects = self.machine.handle(input, clock::now());
+            queue.extend(effects.into_iter().filter_map(|effect| self.perform(effect)));
+        }
+    }
+
+    /// Carries out one effect. Its result is given back, or comes through the queue later.
+    fn perform(&mut self, effect: Effect) -> Option<Input> {
+        Some(match effect {
+            Effect::Send { tag, msg } => {
+                let (meta, results) = (self.meta.clone(), self.results.clone());
+                tokio::spawn(async move {
+                    let reply = meta.send(msg).await.map_err(|e| e.to_string());
+                    let _ = results.send(Input::Reply { tag, reply });
+                });
+                return None;
+            }
+            Effect::Renew { deadline, deadline_no_agent } => {
+                Input::Renewed(outcome(self.sensor.renew(deadline, deadline_no_agent)))
+            }
+            Effect::PublishEpochs { epochs } => match &self.publisher {
+                None => Input::EpochsPublished(Ok(())),
+                Some(publisher) => match publisher.publish(epochs) {
+                    Ok(()) => return None,
+                    Err(why) => Input::EpochsPublished(Err(why)),
+                },
+            },
+            Effect::Admit { host, epoch } => {
+                Input::AdmitAnswer { host, epoch, answer: answer(self.sensor.admit(host, epoch)) }
+            }
+            Effect::Fence { host, epoch } => {
+                let answer = answer(self.sensor.fence(host, epoch));
+                // Which processes may hold calls is decided with this answer: look once more who serves.
+                for input in self.process.poll() {
+                    self.machine.handle(input, clock::now()).into_iter().for_each(|e| self.later(e));
+                }
+                Input::FenceAnswer { host, epoch, answer }
+            }
+            Effect::ReadCounts { host, epoch } => {
+                Input::Counts { host, epoch, answer: answer(self.sensor.read(host)) }
+            }
+            Effect::PurgeSockets { host, epoch, purpose } => {
+                Input::Purged { host, epoch, purpose, purge: self.purge(host) }
+            }
+            Effect::ProbeNull => match self.probes.send(Probe::Ask) {
+                Ok(()) => return None,
+                Err(_) => Input::NullRpc { answered: false, took_ns: 0 },
+            },
+            Effect::SetAgentState { null_failed } => {
+                let bits = if null_failed { pulse::server::NULL_FAILED } else { 0 };
+                Input::AgentStateSet(outcome(self.sensor.set_agent_state(bits)))
+            }
+            Effect::SetMode { mode } => {
+                let number = match mode {
+                    Mode::Shadow => table::mode::SHADOW,
+                    Mode::Enforce => table::mode::ENFORCE,
+                    Mode::Bypass => table::mode::BYPASS,
+                };
+                Input::ModeSet { mode, result: outcome(self.sensor.set_mode(number)) }
+            }
+            Effect::PersistBypass { on } => {
+                let (file, results) = (self.bypass_file.clone(), self.results.clone());
+                tokio::task::spawn_blocking(move || {
+                    let result = write_bypass(file, on).map_err(|e| e.to_string());
+                    let _ = results.send(Input::BypassPersisted(result));
+                });
+                return None;
+            }
+            Effect::KillServer { incarnation } => {
+                Input::KillSent { incarnation, result: self.process.kill(incarnation) }
+            }
+            Effect::ServerStarted { incarnation } => Input::ServerRegistered {
+                incarnation,
+                result: outcome(self.sensor.server_started(incarnation)),
+            },
+            Effect::Journal { at, event } => {
+                self.journal.record_at(at, event);
+                return None;
+            }
+        })
+    }
+
+    /// An effect that came up while another was carried out: its result goes through the queue.
+    fn later(&mut self, effect: Effect) {
+        if let Some(input) = self.perform(effect) {
+            let _ = self.results.send(input);
+        }
+    }
+
+    fn purge(&self, host: HostId) -> Outcome<Purge> {
+        let remotes = self.remotes.get(&host).ok_or_else(|| format!("{host} is not configured here"))?;
+        let mut purge = Purge { destroyed: 0, left: 0 };
+        for &remote in remotes {
+            let filter = sockets::Filter {
+                local: Some((self.service.0, Some(self.service.1))),
+                remote: Some((remote.into(), None)),
+            };
+            purge.destroyed += sockets::destroy(&filter).map_err(|e| e.to_string())?;
+            purge.left += sockets::count(&filter).map_err(|e| e.to_string())?;
+        }
+        Ok(purge)
+    }
+}
+
+fn outcome(result: Result<(), sensor::SensorError>) -> Outcome<()> {
+    result.map_err(|e| e.to_string())
+}
+
+fn answer(result: Result<sensor::Answer, sensor::SensorError>) -> Outcome<Answer> {
+    let sensor::Answer { word, in_progress, orphans, stale } = result.map_err(|e| e.to_string())?;
+    Ok(Answer { word, in_progress, orphans, stale })
+}
+
+fn server_facts(server: &table::Server) -> ServerFacts {
+    ServerFacts {
+        incarnation: Incarnation(server.incarnation),
+        listening: server.listening != 0,
+        last_reply_at: BootNs(server.last_reply_at),
+        waiting: server.waiting,
+        silent: server.silent != 0,
+        stalled_flows: server.stalled_flows,
+        session_deadline: BootNs(server.session_deadline),
+        session_deadline_no_agent: BootNs(server.session_deadline_no_agent),
+    }
+}
+
+fn client_facts(client: &table::Client) -> ClientFacts {
+    ClientFacts {
+        host: HostId(client.host),
+        has_agent: client.has_agent != 0,
+        word: reroute_common::admission::Word(client.word),
+        affirm_deadline: BootNs(client.affirm_deadline),
+        connections: open_connections(client),
+    }
+}
+
+/// Connections now open, as counted.
+pub fn open_connections(client: &table::Client) -> u32 {
+    u32::try_from(client.opened.saturating_sub(client.closed)).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,194 @@
+//! The NULL procedure of the local server (RFC 5531 §11.1, RFC 1813 §3.3.0): does it answer at all?
+//!
+//! At most one connection is open, and at most one call outstanding on it: a hung server is not given a new
+//! connection with every probe, and a call that it answers late counts for the probe that sees the answer.
+
+use reroute_core::ids::MS;
+use std::io;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+const LAST_FRAGMENT: u32 = 1 << 31;
+const NFS_PROGRAM: u32 = 100_003;
+const NFS_V3: u32 = 3;
+/// A reply to NULL is 24 bytes; with an odd verifier it is still far below this.
+const MAX_RECORD: usize = 4096;
+
+pub struct Prober {
+    server: SocketAddr,
+    limit: Duration,
+    xid: u32,
+    open: Option<Open>,
+}
+
+struct Open {
+    stream: TcpStream,
+    /// XID of the call without a reply.
+    outstanding: Option<u32>,
+    received: Vec<u8>,
+}
+
+impl Prober {
+    pub fn new(server: SocketAddr, limit_ns: u64) -> Prober {
+        Prober { server, limit: Duration::from_nanos(limit_ns.max(MS)), xid: 0x5252_0000, open: None }
+    }
+
+    /// Whether the server answered in time, and how long that took (or was waited), ns.
+    pub async fn probe(&mut self) -> (bool, u64) {
+        let began = Instant::now();
+        let limit = self.limit;
+        let outcome = tokio::time::timeout(limit, self.ask()).await;
+        let answered = matches!(outcome, Ok(Ok(())));
+        if let Ok(Err(error)) = outcome {
+            tracing::debug!(%error, "NULL RPC to the local server");
+            self.open = None;
+        }
+        (answered, u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX))
+    }
+
+    async fn ask(&mut self) -> io::Result<()> {
+        let fresh = self.open.is_none();
+        match self.call().await {
+            // The connection was of a server that is gone: another may be there now.
+            Err(_) if !fresh => {
+                self.open = None;
+                self.call().await
+            }
+            result => result,
+        }
+    }
+
+    async fn call(&mut self) -> io::Result<()> {
+        let open = match &mut self.open {
+            Some(open) => open,
+            none => {
+                let stream = TcpStream::connect(self.server).await?;
+                stream.set_nodelay(true)?;
+                none.insert(Open { stream, outstanding: None, received: Vec::new() })
+            }
+        };
+        let xid = match open.outstanding {
+            Some(xid) => xid,
+            None => {
+                self.xid = self.xid.wrapping_add(1);
+                // Marked first: a write that is cancelled half-way must not be followed by another call.
+                open.outstanding = Some(self.xid);
+                open.stream.write_all(&null_call(self.xid)).await?;
+                self.xid
+            }
+        };
+        loop {
+            if let Some(record) = take_record(&mut open.received)? {
+                if record.get(..8) == Some(&[xid.to_be_bytes(), 1u32.to_be_bytes()].concat()[..]) {
+                    open.outstanding = None;
+                    return Ok(());
+                }
+                continue;
+            }
+            if open.stream.read_buf(&mut open.received).await? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+    }
+
+    /// Nothing is suspected any more: the server need not keep our connection.
+    pub fn close(&mut self) {
+        if self.open.as_ref().is_some_and(|o| o.outstanding.is_none()) {
+            self.open = None;
+        }
+    }
+}
+
+fn null_call(xid: u32) -> Vec<u8> {
+    let body = [xid, 0, 2, NFS_PROGRAM, NFS_V3, 0, 0, 0, 0, 0];
+    let mark = LAST_FRAGMENT | (body.len() as u32 * 4);
+    std::iter::once(mark).chain(body).flat_map(u32::to_be_bytes).collect()
+}
+
+/// The next whole record, without its mark.
+fn take_record(received: &mut Vec<u8>) -> io::Result<Option<Vec<u8>>> {
+    let Some(mark) = received.first_chunk::<4>() else { return Ok(None) };
+    let mark = u32::from_be_bytes(*mark);
+    let len = (mark & !LAST_FRAGMENT) as usize;
+    if mark & LAST_FRAGMENT == 0 || len > MAX_RECORD {
+        return Err(io::Error::other("not a reply to NULL"));
+    }
+    if received.len() < 4 + len {
+        return Ok(None);
+    }
+    let record = received[4..4 + len].to_vec();
+    received.drain(..4 + len);
+    Ok(Some(record))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::net::TcpListener;
+
+    const LIMIT: u64 = 100 * MS;
+
+    async fn answer(stream: &mut TcpStream) {
+        let mut call = [0; 44];
+        stream.read_exact(&mut call).await.unwrap();
+        assert_eq!(call[..4], (LAST_FRAGMENT | 40).to_be_bytes());
+        assert_eq!(call[12..16], 2u32.to_be_bytes(), "RPC version 2");
+        let mut reply = (LAST_FRAGMENT | 24).to_be_bytes().to_vec();
+        reply.extend_from_slice(&call[4..8]);
+        reply.extend([1u32, 0, 0, 0, 0].into_iter().flat_map(u32::to_be_bytes));
+        // In two pieces, as TCP may.
+        stream.write_all(&reply[..7]).await.unwrap();
+        tokio::task::yield_now().await;
+        stream.write_all(&reply[7..]).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_answer_is_an_answer_on_one_connection() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut prober = Prober::new(listener.local_addr().unwrap(), LIMIT);
+        let server = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            answer(&mut stream).await;
+            answer(&mut stream).await;
+        });
+        assert!(prober.probe().await.0);
+        assert!(prober.probe().await.0);
+        server.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_hung_server_gets_one_connection_and_its_late_answer_counts() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut prober = Prober::new(listener.local_addr().unwrap(), LIMIT);
+        // The kernel takes the connection; nobody answers.
+        let (answered, took) = prober.probe().await;
+        assert!(!answered && took >= LIMIT, "{took}");
+        assert!(!prober.probe().await.0);
+        let (mut stream, _) = listener.accept().await.unwrap();
+        answer(&mut stream).await;
+        assert!(prober.probe().await.0, "the server came back");
+        let second = tokio::time::timeout(Duration::from_millis(20), listener.accept()).await;
+        assert!(second.is_err(), "no second connection was made");
+    }
+
+    #[tokio::test]
+    async fn nobody_there_is_no_answer_and_a_restarted_server_is_found() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut prober = Prober::new(address, 10 * LIMIT);
+        let serve = async |listener: TcpListener| {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            answer(&mut stream).await;
+        };
+        let (_, (answered, _)) = tokio::join!(serve(listener), prober.probe());
+        assert!(answered);
+        assert!(!prober.probe().await.0, "refused");
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.set_reuseaddr(true).unwrap();
+        socket.bind(address).unwrap();
+        let (_, (answered, _)) = tokio::join!(serve(socket.listen(8).unwrap()), prober.probe());
+        assert!(answered);
+    }
+}
