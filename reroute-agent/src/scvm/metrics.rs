@@ -33,9 +33,6 @@ const REJECTS: [(usize, &str); pulse_reject::COUNT] = [
     (pulse_reject::WRONG_SCVM, "wrong_scvm"),
 ];
 
-/// Of a family with one member.
-const NO_LABELS: [(&str, &str); 0] = [];
-
 /// Writes families; all names get the prefix.
 struct Out<'a>(DescriptorEncoder<'a>);
 
@@ -71,13 +68,19 @@ impl Out<'_> {
     }
 
     fn counter(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
-        self.counters(name, help, None, [(NO_LABELS, value)])
+        let name = format!("reroute_{name}");
+        let mut metric = self.0.encode_descriptor(&name, help, None, MetricType::Counter)?;
+        metric.encode_counter::<NoLabelSet, u64, u64>(&value, None)
     }
     fn gauge(&mut self, name: &str, help: &str, value: f64) -> fmt::Result {
-        self.gauges(name, help, None, [(NO_LABELS, value)])
+        self.number(name, help, None, value)
     }
     fn seconds(&mut self, name: &str, help: &str, ns: u64) -> fmt::Result {
-        self.gauges(name, help, Some(Unit::Seconds), [(NO_LABELS, seconds(ns))])
+        self.number(name, help, Some(Unit::Seconds), seconds(ns))
+    }
+    fn number(&mut self, name: &str, help: &str, unit: Option<Unit>, value: f64) -> fmt::Result {
+        let name = format!("reroute_{name}");
+        self.0.encode_descriptor(&name, help, unit.as_ref(), MetricType::Gauge)?.encode_gauge(&value)
     }
 }
 

@@ -222,7 +222,7 @@ mod tests {
         child.kill().unwrap();
         child.wait().unwrap();
         for (text, word) in
-            [(pid.to_string(), "no process"), ("x".into(), "no process id"), ("0".into(), "id")]
+            [("0".into(), "no process id"), (pid.to_string(), "exists"), ("x".into(), "no process id")]
         {
             std::fs::write(&pidfile, text).unwrap();
             let news = watcher.poll();
