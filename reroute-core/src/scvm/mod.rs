@@ -434,6 +434,7 @@ impl Scvm {
                 // Who was shut out may call again: no proof holds, no fence stands.
                 self.revokes.retain(|_, r| !matches!(r.stage(), Stage::Proven { .. }));
                 self.revokes.values_mut().for_each(Revoke::doubt);
+                self.outbox.forget_fences();
             }
             // Whatever is on its way to the kernel is not what is wanted any more.
             self.mode_asked = None;

@@ -62,6 +62,11 @@ impl Outbox {
         }
     }
 
+    /// What was said of fences holds no more: it is not said again.
+    pub fn forget_fences(&mut self) {
+        self.letters.retain(|&(_, kind), _| kind != Kind::Fence);
+    }
+
     pub fn wake_at(&self) -> Option<BootNs> {
         self.letters.values().filter_map(|l| l.again_at).min()
     }

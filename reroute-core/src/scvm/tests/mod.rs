@@ -1,1 +1,6 @@
-
+mod orders;
+mod properties;
+mod revoke;
+mod server;
+mod session;
+mod world;
