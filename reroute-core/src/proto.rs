@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 pub const VERSION: u32 = 1;
 
 /// A POST body. The MAC over it travels in a header.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Envelope {
     pub version: u32,
@@ -22,7 +22,7 @@ pub struct Envelope {
     pub msg: ToMeta,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
 pub enum ToMeta {
     // --- from an SCVM ---
@@ -52,7 +52,7 @@ pub enum ToMeta {
     Arrived { epoch: Epoch, path: Path },
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum MetaReply {
     /// Taken in; what comes of it comes by push.
@@ -89,10 +89,14 @@ pub enum Refusal {
     Store { why: String },
     #[error("this message is not for a {node} to send")]
     WrongSender { node: NodeId },
+    #[error("{proof:?} is not {node}'s to give under its fence policy: correct `policy` or the sender")]
+    ProofNotAllowed { node: NodeId, proof: FenceProof },
+    #[error("message {seq} is too old to be told from a copy: send it anew")]
+    TooOld { seq: u64 },
 }
 
 /// A line of the push stream.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FromMeta {
     pub term: Term,
     /// Counts up per term and node; 0 for the first line of each stream.
@@ -100,7 +104,7 @@ pub struct FromMeta {
     pub order: Order,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum Order {
     /// First line of each stream; and sent when nothing else was for 1 s.
@@ -126,7 +130,7 @@ pub enum Order {
 }
 
 /// What an SCVM says of its own server.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServerHealth {
     pub server_incarnation: Incarnation,
     /// A socket listens on the service port.
@@ -147,7 +151,7 @@ pub struct ServerHealth {
 }
 
 /// A piece of evidence, with who saw it. Times are the observer's own clock.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Evidence {
     pub kind: EvidenceKind,
     pub observer: NodeId,
@@ -184,6 +188,8 @@ pub enum EvidenceKind {
 pub enum FenceProof {
     /// No server ever had this login.
     FirstLogin,
+    /// The login goes back to the server that had it, and no other was admitted in between.
+    SameServer,
     /// The old server's kernel: closed, and no call in progress (told by pulse).
     KernelIdle,
     /// The old server's agent: closed, and every call in progress was answered.
@@ -202,7 +208,10 @@ impl FenceProof {
     /// What the proof takes on trust.
     pub fn does_not_cover(self) -> &'static str {
         match self {
-            FenceProof::FirstLogin | FenceProof::KernelIdle | FenceProof::Drained => "nothing",
+            FenceProof::FirstLogin
+            | FenceProof::SameServer
+            | FenceProof::KernelIdle
+            | FenceProof::Drained => "nothing",
             FenceProof::ProcessDead | FenceProof::Killed => {
                 "writes the dead server had handed to other processes"
             }
@@ -215,7 +224,7 @@ impl FenceProof {
 }
 
 /// How a host stands, as it tells Meta.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostReport {
     /// The login it acts on (0: none).
     pub epoch: Epoch,
@@ -233,7 +242,7 @@ pub struct HostReport {
     pub paths: Vec<PathHealth>,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PathHealth {
     pub path: Path,
     pub state: Health,
@@ -253,7 +262,7 @@ pub enum Health {
 }
 
 /// The session health view: what `status` shows, wherever it is asked.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClusterView {
     pub cluster: String,
     pub term: Term,
@@ -262,7 +271,7 @@ pub struct ClusterView {
     pub hosts: Vec<HostView>,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionView {
     pub scvm: ScvmId,
     pub name: String,
@@ -331,14 +340,14 @@ impl Login {
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LoginView {
     #[serde(flatten)]
     pub login: Login,
     pub age_ns: u64,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostView {
     pub host: HostId,
     pub name: String,

@@ -1,0 +1,350 @@
+//! How a login moves: Prepare → Moving on record → release and revoke → proofs → Admit → At on record.
+
+use super::login::{Facts, Storing, push, refuse};
+use super::record::Wanted;
+use super::{Effect, Record, SessionMaster, Versioned, with_drift};
+use crate::ids::*;
+use crate::proto::*;
+use crate::timeline::Event;
+
+impl SessionMaster {
+    pub(super) fn connected(&mut self, node: NodeId, out: &mut Vec<Effect>) {
+        for (id, host) in &mut self.hosts {
+            host.orders(*id, Some(node), out);
+        }
+    }
+
+    pub(super) fn prepared(
+        &mut self,
+        scvm: ScvmId,
+        id: HostId,
+        epoch: Epoch,
+        error: Option<String>,
+        now: BootNs,
+        out: &mut Vec<Effect>,
+    ) -> Result<(), Refusal> {
+        let term = self.settings.term;
+        let host = self.hosts.get_mut(&id).ok_or(Refusal::UnknownNode { node: NodeId::Host(id) })?;
+        let current = host.epoch();
+        if epoch < current {
+            return Err(Refusal::StaleEpoch { got: epoch, current });
+        }
+        let Some(ask) = host.ask.as_mut().filter(|a| a.wanted.to == scvm && a.epoch == epoch) else {
+            return Ok(());
+        };
+        ask.prepared = error.is_none();
+        if let Some(why) = error {
+            host.ask = None;
+            let what = format!("{scvm} cannot make ready for {id} at {epoch}: {why}");
+            out.push(Effect::Journal(Event::Fault { what }));
+            refuse(id, scvm, Refusal::TargetNotReady { scvm }, out);
+        }
+        host.advance(id, term, now, out);
+        Ok(())
+    }
+
+    pub(super) fn fenced(
+        &mut self,
+        scvm: ScvmId,
+        id: HostId,
+        epoch: Epoch,
+        proof: FenceProof,
+        now: BootNs,
+        out: &mut Vec<Effect>,
+    ) -> Result<(), Refusal> {
+        let allowed = match proof {
+            FenceProof::Drained | FenceProof::ProcessDead => true,
+            FenceProof::Killed => self.policy(scvm) == Some(FencePolicy::Kill),
+            FenceProof::Storage => self.policy(scvm) == Some(FencePolicy::Storage),
+            FenceProof::FirstLogin
+            | FenceProof::SameServer
+            | FenceProof::KernelIdle
+            | FenceProof::LeaseExpiredStorage => false,
+        };
+        if !allowed {
+            return Err(Refusal::ProofNotAllowed { node: NodeId::Scvm(scvm), proof });
+        }
+        self.prove(id, scvm, epoch, proof, now, out)
+    }
+
+    /// Takes a proof in, if the record waits for one of exactly this server and epoch.
+    pub(super) fn prove(
+        &mut self,
+        id: HostId,
+        scvm: ScvmId,
+        epoch: Epoch,
+        proof: FenceProof,
+        now: BootNs,
+        out: &mut Vec<Effect>,
+    ) -> Result<(), Refusal> {
+        let (term, resend) = (self.settings.term, self.settings.resend_ns);
+        let host = self.hosts.get_mut(&id).ok_or(Refusal::UnknownNode { node: NodeId::Host(id) })?;
+        let current = host.epoch();
+        let entry = host.record().and_then(|r| r.fencing().iter().find(|f| f.scvm == scvm)).cloned();
+        let Some(entry) = entry.filter(|f| f.epoch == epoch) else {
+            return Err(Refusal::StaleEpoch { got: epoch, current });
+        };
+        if host.is_proven(&entry) {
+            return Ok(());
+        }
+        host.facts.proofs.insert((scvm, epoch), proof);
+        let does_not_cover = proof.does_not_cover().to_string();
+        out.push(Effect::Journal(Event::FenceProven { host: id, scvm, epoch, proof, does_not_cover }));
+        if host.is_open()
+            && let Some(to) = host.record().and_then(Record::moving_to)
+        {
+            host.facts.admit_sent = true;
+            host.resend_at = now.plus(resend);
+            push(NodeId::Scvm(to), Order::Admit { host: id, epoch: current }, out);
+        }
+        host.advance(id, term, now, out);
+        Ok(())
+    }
+
+    pub(super) fn fence_waits(
+        &mut self,
+        scvm: ScvmId,
+        id: HostId,
+        epoch: Epoch,
+        (in_progress, orphans, why): (u32, u32, String),
+        now: BootNs,
+        out: &mut Vec<Effect>,
+    ) -> Result<(), Refusal> {
+        let host = self.hosts.get_mut(&id).ok_or(Refusal::UnknownNode { node: NodeId::Host(id) })?;
+        let current = host.epoch();
+        let entry = host.record().and_then(|r| r.fencing().iter().find(|f| f.scvm == scvm)).cloned();
+        let Some(entry) = entry.filter(|f| f.epoch == epoch) else {
+            return Err(Refusal::StaleEpoch { got: epoch, current });
+        };
+        if !host.is_proven(&entry) && !host.facts.stuck {
+            host.facts.stuck = true;
+            let what = format!(
+                "{scvm} is shut for {id} at {epoch}, but {in_progress} calls in progress and {orphans} orphans are not covered: {why}"
+            );
+            out.push(Effect::Journal(Event::Fault { what }));
+        }
+        self.give_up(id, now, out);
+        Ok(())
+    }
+
+    pub(super) fn admitted(
+        &mut self,
+        scvm: ScvmId,
+        id: HostId,
+        epoch: Epoch,
+        error: Option<String>,
+        now: BootNs,
+        out: &mut Vec<Effect>,
+    ) -> Result<(), Refusal> {
+        let term = self.settings.term;
+        let host = self.hosts.get_mut(&id).ok_or(Refusal::UnknownNode { node: NodeId::Host(id) })?;
+        let current = host.epoch();
+        let stands = match host.record().map(|r| &r.login.state) {
+            Some(LoginState::At { scvm: at, .. }) => *at == scvm,
+            Some(LoginState::Moving { to, .. }) => *to == scvm,
+            None => false,
+        };
+        if !stands || epoch != current {
+            return Err(Refusal::StaleEpoch { got: epoch, current });
+        }
+        let moving = host.record().is_some_and(|r| r.moving_to().is_some());
+        if let Some(why) = error {
+            let what = format!("{scvm} cannot admit {id} at {epoch}: {why}");
+            if moving {
+                if !std::mem::replace(&mut host.facts.stuck, true) {
+                    out.push(Effect::Journal(Event::Fault { what }));
+                }
+                // Told again with each answer, until the host asks for another target.
+                refuse(id, scvm, Refusal::TargetNotReady { scvm }, out);
+            }
+            self.give_up(id, now, out);
+        } else if moving {
+            if host.is_open() {
+                host.facts.admitted = true;
+            } else {
+                let what = format!("{scvm} says that it admitted {id} at {epoch}, which nobody ordered");
+                out.push(Effect::Journal(Event::Fault { what }));
+            }
+            host.advance(id, term, now, out);
+        }
+        Ok(())
+    }
+
+    pub(super) fn released(&mut self, id: HostId, epoch: Epoch, now: BootNs) {
+        if let Some(host) = self.hosts.get_mut(&id)
+            && host.released.is_none_or(|(known, _)| known < epoch)
+        {
+            host.released = Some((epoch, now));
+        }
+    }
+
+    pub(super) fn store_done(&mut self, id: HostId, version: u64, now: BootNs, out: &mut Vec<Effect>) {
+        let (term, resend) = (self.settings.term, self.settings.resend_ns);
+        let Some(host) = self.hosts.get_mut(&id) else { return };
+        let Some(Storing { record, .. }) = host.storing.take() else { return };
+        let new_epoch = record.epoch() != host.epoch();
+        let from = record.from.map(|f| f.scvm);
+        host.stored = Some(Versioned { version, record: record.clone() });
+        host.resend_at = now.plus(resend);
+        host.uncertain = false;
+        match record.login.state {
+            LoginState::At { scvm, epoch, .. } => {
+                host.since = now;
+                host.settled = false;
+                host.facts.proofs.clear();
+                out.push(Effect::Journal(Event::LoginStored { host: id, scvm, epoch }));
+                host.tell_host(id, out);
+                self.generation += 1;
+            }
+            LoginState::Moving { to, epoch, planned, .. } if new_epoch => {
+                host.since = now;
+                // Proofs name server and epoch: those that the new record asks for still hold.
+                let proofs = std::mem::take(&mut host.facts.proofs);
+                host.facts = Facts { proofs, ..Facts::default() };
+                host.settled = false;
+                let reason = record.login.reason;
+                let event = Event::MoveRecorded { host: id, from, to, epoch, planned, reason };
+                out.push(Effect::Journal(event));
+                if host.has_released() {
+                    // It learns the new epoch by this; else `orders` tells it.
+                    host.tell_host(id, out);
+                }
+                host.orders(id, None, out);
+                self.generation += 1;
+            }
+            LoginState::Moving { .. } => {}
+        }
+        if let Some(host) = self.hosts.get_mut(&id) {
+            host.advance(id, term, now, out);
+        }
+    }
+
+    pub(super) fn store_failed(
+        &mut self,
+        id: HostId,
+        why: String,
+        found: Option<Option<Versioned>>,
+        now: BootNs,
+        out: &mut Vec<Effect>,
+    ) {
+        let resend = self.settings.resend_ns;
+        let Some(host) = self.hosts.get_mut(&id) else { return };
+        // What the store was told may be there all the same.
+        if let (Some(Some(found)), Some(storing)) = (&found, &host.storing)
+            && found.record == storing.record
+        {
+            let version = found.version;
+            return self.store_done(id, version, now, out);
+        }
+        let Some(Storing { record, asked }) = host.storing.take() else { return };
+        host.store_again = now.plus(resend);
+        out.push(Effect::Journal(Event::Fault { what: format!("the record of {id} was not stored: {why}") }));
+        host.uncertain |= found.is_none() && record.epoch() > host.epoch();
+        if let Some(found) = found {
+            host.uncertain = false;
+            if found == host.stored {
+                return host.refuse_asked(id, asked, &record, why, out);
+            }
+            // Somebody else wrote: the record is the truth, and nothing heard before speaks of it.
+            host.stored = found;
+            host.facts = Facts { admit_sent: true, ..Facts::default() };
+            host.settled = false;
+            host.since = now;
+            self.generation += 1;
+        }
+        host.refuse_asked(id, asked, &record, why, out);
+    }
+
+    pub(super) fn tick(&mut self, now: BootNs, out: &mut Vec<Effect>) {
+        let scvms: Vec<ScvmId> = self.sessions.keys().copied().collect();
+        for scvm in scvms {
+            self.judge(scvm, now);
+        }
+        let hosts: Vec<HostId> = self.hosts.keys().copied().collect();
+        for id in hosts {
+            self.expire(id, now, out);
+            self.give_up(id, now, out);
+            self.tick_host(id, now, out);
+        }
+    }
+
+    fn tick_host(&mut self, id: HostId, now: BootNs, out: &mut Vec<Effect>) {
+        let (term, resend, patience) =
+            (self.settings.term, self.settings.resend_ns, with_drift(self.settings.session_ns));
+        let Some(host) = self.hosts.get_mut(&id) else { return };
+        if let Some(ask) = host.ask.take_if(|a| !a.prepared && now.since(a.since) > patience) {
+            let scvm = ask.wanted.to;
+            refuse(id, scvm, Refusal::TargetNotReady { scvm }, out);
+        }
+        host.advance(id, term, now, out);
+        if now < host.resend_at {
+            return;
+        }
+        host.resend_at = now.plus(resend);
+        host.orders(id, None, out);
+        // A store that may hold more than we know is asked by writing what we know. And
+        // a move that takes longer than this keeps its proofs on record: who gave one may be gone after a restart.
+        if host.storing.is_none()
+            && now >= host.store_again
+            && let Some(record) = host.with_proofs()
+            && (host.uncertain || host.record() != Some(&record))
+        {
+            host.store(id, record, false, out);
+        }
+    }
+
+    /// Both leases have run out, by our clock and drift, and the storage refuses what the old owner still writes.
+    fn expire(&mut self, id: HostId, now: BootNs, out: &mut Vec<Effect>) {
+        let Some(host) = self.hosts.get(&id) else { return };
+        let Some(record) = host.record() else { return };
+        let affirmed = match (record.from, host.released) {
+            // Never told At before this: never affirmed anybody.
+            (None, _) => false,
+            (Some(from), Some((epoch, heard))) => {
+                epoch < from.epoch || now.since(heard) <= with_drift(self.settings.affirm_ns)
+            }
+            (Some(_), None) => true,
+        };
+        if affirmed {
+            return;
+        }
+        let open: Vec<Fencing> = record.fencing().iter().filter(|f| !host.is_proven(f)).cloned().collect();
+        for f in open {
+            if self.policy(f.scvm) == Some(FencePolicy::Storage) && self.session_expired(f.scvm, now) {
+                let _ = self.prove(id, f.scvm, f.epoch, FenceProof::LeaseExpiredStorage, now, out);
+            }
+        }
+    }
+
+    /// A planned move that cannot come to an end goes back to where the login was. An unplanned one never does:
+    /// its host asks for another target.
+    fn give_up(&mut self, id: HostId, now: BootNs, out: &mut Vec<Effect>) {
+        let term = self.settings.term;
+        let (drain, grace) = (self.settings.planned_drain_ns, self.settings.session_ns);
+        let Some(host) = self.hosts.get(&id) else { return };
+        let Some(record) = host.record() else { return };
+        let LoginState::Moving { to, planned: true, .. } = record.login.state else { return };
+        let Some(from) = record.from.filter(|f| f.scvm != to) else { return };
+        let took = now.since(host.since);
+        let over =
+            (host.facts.stuck && (took >= drain || host.is_open())) || took >= drain.saturating_add(grace);
+        if !over || host.storing.is_some() || now < host.store_again || host.facts.admitted {
+            return;
+        }
+        self.judge(from.scvm, now);
+        if !self.sessions.get(&from.scvm).is_some_and(|s| s.is_live()) {
+            return;
+        }
+        let Some(host) = self.hosts.get_mut(&id) else { return };
+        let last = host.with_proofs();
+        let wanted = Wanted {
+            to: from.scvm,
+            planned: true,
+            reason: format!("the planned move to {to} was given up after {} ms", took / MS),
+            evidence: Vec::new(),
+        };
+        let record = Record::moving(id, last.as_ref(), wanted, host.facts.admit_sent, term);
+        host.ask = None;
+        host.store(id, record, false, out);
+    }
+}

@@ -1,0 +1,105 @@
+//! The stored record of a login.
+
+use crate::ids::*;
+use crate::proto::{Evidence, FenceProof, Fencing, Login, LoginState};
+use serde::{Deserialize, Serialize};
+
+/// What the store holds per host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Record {
+    pub login: Login,
+    /// Where the host's route leads while the login moves, and the epoch it affirmed there. None: no login yet.
+    pub from: Option<Holder>,
+    /// What the move was asked for with.
+    pub evidence: Vec<Evidence>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Holder {
+    pub scvm: ScvmId,
+    pub epoch: Epoch,
+}
+
+/// A record with the number the store gave it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Versioned {
+    pub version: u64,
+    pub record: Record,
+}
+
+/// A move as it is asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Wanted {
+    pub to: ScvmId,
+    pub planned: bool,
+    pub reason: String,
+    pub evidence: Vec<Evidence>,
+}
+
+impl Record {
+    pub fn epoch(&self) -> Epoch {
+        self.login.epoch()
+    }
+
+    /// The target, if a move is under way.
+    pub fn moving_to(&self) -> Option<ScvmId> {
+        match self.login.state {
+            LoginState::Moving { to, .. } => Some(to),
+            LoginState::At { .. } => None,
+        }
+    }
+
+    pub(super) fn fencing(&self) -> &[Fencing] {
+        match &self.login.state {
+            LoginState::Moving { fencing, .. } => fencing,
+            LoginState::At { .. } => &[],
+        }
+    }
+
+    /// The record that begins a move, after `last`. `target_maybe_admitted`: whether the target of a move that is
+    /// under way may have been told to admit; if not, it need not be fenced.
+    pub(super) fn moving(
+        host: HostId,
+        last: Option<&Record>,
+        wanted: Wanted,
+        target_maybe_admitted: bool,
+        term: Term,
+    ) -> Record {
+        let Wanted { to, planned, reason, evidence } = wanted;
+        let (mut fencing, from, epoch) = match last {
+            None => (Vec::new(), None, Epoch::default()),
+            Some(Record { login, from, .. }) => match &login.state {
+                LoginState::At { scvm, epoch, .. } => {
+                    let holder = Holder { scvm: *scvm, epoch: *epoch };
+                    (vec![Fencing { scvm: *scvm, epoch: *epoch, proof: None }], Some(holder), *epoch)
+                }
+                LoginState::Moving { fencing, to: target, epoch, .. } => {
+                    let mut fencing = fencing.clone();
+                    if target_maybe_admitted {
+                        // A later admission outdates what was proven of an earlier one.
+                        fencing.retain(|f| f.scvm != *target);
+                        fencing.push(Fencing { scvm: *target, epoch: *epoch, proof: None });
+                    }
+                    (fencing, *from, *epoch)
+                }
+            },
+        };
+        // A server need not be shut for itself to open.
+        fencing.retain(|f| f.scvm != to);
+        let state = LoginState::Moving { fencing, to, epoch: epoch.next(), planned };
+        Record { login: Login { host, state, term, reason }, from, evidence }
+    }
+
+    /// The record that ends the move: the login stands at its target. None if no move is under way, or not all is proven.
+    pub(super) fn arrived(&self, term: Term) -> Option<Record> {
+        let LoginState::Moving { fencing, to, epoch, .. } = &self.login.state else { return None };
+        let trivial = if self.from.is_none() { FenceProof::FirstLogin } else { FenceProof::SameServer };
+        // The record names the proof that takes most on trust.
+        let proof = fencing.iter().map(|f| f.proof).try_fold(trivial, |most, p| Some(most.max(p?)))?;
+        let state = LoginState::At { scvm: *to, epoch: *epoch, proof };
+        let login = Login { host: self.login.host, state, term, reason: self.login.reason.clone() };
+        Some(Record { login, from: None, evidence: self.evidence.clone() })
+    }
+}

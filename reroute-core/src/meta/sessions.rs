@@ -1,0 +1,124 @@
+//! Sessions of SCVMs, as Meta's own clock sees them.
+
+use super::{SessionMaster, with_drift};
+use crate::ids::*;
+use crate::proto::{ServerHealth, SessionState};
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Session {
+    pub(super) state: SessionState,
+    pub(super) since: BootNs,
+    pub(super) reason: String,
+    pub(super) incarnation: Incarnation,
+    pub(super) health: ServerHealth,
+    /// When the last message that renewed it was accepted; None: none in this term.
+    pub(super) renewed: Option<BootNs>,
+}
+
+impl Session {
+    pub(super) fn absent(now: BootNs) -> Session {
+        Session {
+            state: SessionState::Absent,
+            since: now,
+            reason: "not heard of since Meta started".into(),
+            incarnation: Incarnation::default(),
+            health: ServerHealth::default(),
+            renewed: None,
+        }
+    }
+
+    pub(super) fn is_live(&self) -> bool {
+        matches!(self.state, SessionState::Alive | SessionState::Suspect)
+    }
+}
+
+impl SessionMaster {
+    /// A session begins, or is renewed.
+    pub(super) fn renew(
+        &mut self,
+        scvm: ScvmId,
+        incarnation: Incarnation,
+        health: ServerHealth,
+        now: BootNs,
+    ) {
+        if let Some(session) = self.sessions.get_mut(&scvm) {
+            // Numbers that always move are no change of the view.
+            let material = |h: &ServerHealth| ServerHealth { connections: 0, calls_waiting: 0, ..h.clone() };
+            if session.incarnation != incarnation || material(&session.health) != material(&health) {
+                self.generation += 1;
+            }
+            session.incarnation = incarnation;
+            session.health = health;
+            session.renewed = Some(now);
+        }
+        self.judge(scvm, now);
+    }
+
+    /// Brings a session's state up to the time.
+    pub(super) fn judge(&mut self, scvm: ScvmId, now: BootNs) {
+        let (keepalive, lease) = (self.settings.keepalive_ns, self.lapses_after());
+        let Some(session) = self.sessions.get_mut(&scvm) else { return };
+        let Some(renewed) = session.renewed else { return };
+        let age = now.since(renewed);
+        let (state, reason) = if age > lease {
+            (SessionState::Lost, format!("no keepalive for more than {} ms", lease / MS))
+        } else if age > 3 * keepalive {
+            (SessionState::Suspect, "keepalives are late".to_string())
+        } else {
+            let (well, reason) = words(&session.health);
+            (if well { SessionState::Alive } else { SessionState::Suspect }, reason)
+        };
+        if session.state != state {
+            session.since = now;
+        }
+        if session.state != state || session.reason != reason {
+            session.state = state;
+            session.reason = reason;
+            self.generation += 1;
+        }
+    }
+
+    /// From here on the SCVM itself, whatever its clock does within drift, holds the session for over.
+    fn lapses_after(&self) -> u64 {
+        with_drift(self.settings.session_ns)
+    }
+
+    /// Whether no lease that this SCVM got from Meta, in this term or an earlier one, can still be running.
+    pub(super) fn session_expired(&self, scvm: ScvmId, now: BootNs) -> bool {
+        let earlier_terms = now.since(self.started) > with_drift(self.settings.longest_session_ns);
+        let this_term = match self.sessions.get(&scvm).and_then(|s| s.renewed) {
+            Some(renewed) => now.since(renewed) > self.lapses_after(),
+            None => true,
+        };
+        earlier_terms && this_term
+    }
+
+    /// Whether a move to this SCVM can be begun: its session is live and its server there.
+    pub(super) fn is_target(&mut self, scvm: ScvmId, now: BootNs) -> bool {
+        self.judge(scvm, now);
+        self.sessions.get(&scvm).is_some_and(|s| s.is_live() && s.health.process_alive && s.health.listening)
+    }
+}
+
+/// Whether the server is well, and in words what is wrong.
+fn words(health: &ServerHealth) -> (bool, String) {
+    let mut wrong = Vec::new();
+    if !health.process_alive {
+        wrong.push("the server process is dead".to_string());
+    } else if !health.listening {
+        wrong.push("nobody listens on the service port".to_string());
+    }
+    if health.null_failed {
+        wrong.push("calls wait and the NULL RPC got no answer".to_string());
+    } else if health.stalled {
+        wrong.push("calls wait too long".to_string());
+    }
+    for network in &health.no_carrier {
+        wrong.push(format!("no carrier on the {network} network"));
+    }
+    let well = wrong.is_empty();
+    if health.bypass {
+        wrong.push("bypass: enforcement is suspended".to_string());
+    }
+    (well, wrong.join("; "))
+}

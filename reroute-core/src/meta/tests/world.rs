@@ -1,0 +1,459 @@
+//! A small world around the master: a store, a network that loses, repeats and reorders, SCVMs with a kernel word
+//! and leases, a host that affirms. It checks what must never happen after every step.
+
+use super::*;
+use std::collections::BTreeSet;
+
+/// What an SCVM's kernel holds for the host: grows only.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Word {
+    epoch: u64,
+    fenced: bool,
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct Scvm {
+    pub word: Word,
+    pub up: bool,
+    incarnation: u64,
+    term: Option<Term>,
+    session_deadline: u64,
+    affirm_deadline: u64,
+    /// Admitted by an order that came after the session was asked for.
+    since_open: BTreeSet<u64>,
+    /// What it answers a revoke with: a proof, or that it waits.
+    pub waits: bool,
+    pub cannot_admit: bool,
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct Host {
+    released: u64,
+    /// Epoch and server it affirms.
+    at: Option<(u64, ScvmId)>,
+    moving: u64,
+    pub refused: u32,
+}
+
+#[derive(Clone, Debug)]
+enum Packet {
+    ToMeta { from: NodeId, incarnation: u64, seq: u64, msg: ToMeta, sent: u64 },
+    Reply { to: NodeId, reply: MetaReply, sent: u64, incarnation: u64 },
+    Push { to: NodeId, term: Term, order: Order },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StoreOutcome {
+    Done,
+    /// Not written, and the store can be read.
+    Refused,
+    /// Written, but the master is told that nobody knows.
+    Unknown,
+    /// Not written, and the master is told that nobody knows.
+    Lost,
+}
+
+pub struct World {
+    pub now: u64,
+    pub master: SessionMaster,
+    term: u64,
+    pub store: BTreeMap<HostId, Versioned>,
+    pending: Option<(HostId, Option<u64>, Record)>,
+    network: Vec<Packet>,
+    requests: BTreeMap<u64, (NodeId, u64, u64)>,
+    next: u64,
+    pub scvms: BTreeMap<ScvmId, Scvm>,
+    pub host: Host,
+    pub journal: Vec<Event>,
+    pub admits: u32,
+}
+
+impl World {
+    pub fn new() -> World {
+        let now = 10_000 * MS;
+        let up = Scvm { up: true, incarnation: 1, ..Scvm::default() };
+        World {
+            now,
+            master: SessionMaster::new(settings(1), BTreeMap::new(), BootNs(now)),
+            term: 1,
+            store: BTreeMap::new(),
+            pending: None,
+            network: Vec::new(),
+            requests: BTreeMap::new(),
+            next: 0,
+            scvms: [A, B, C].map(|s| (s, up.clone())).into(),
+            host: Host::default(),
+            journal: Vec::new(),
+            admits: 0,
+        }
+    }
+
+    pub fn record(&self) -> Option<&Record> {
+        self.store.get(&X).map(|v| &v.record)
+    }
+
+    pub fn stands_at(&self) -> Option<ScvmId> {
+        match self.record()?.login.state {
+            LoginState::At { scvm, .. } => Some(scvm),
+            LoginState::Moving { .. } => None,
+        }
+    }
+
+    fn admits_now(&self, s: &Scvm) -> bool {
+        s.word.epoch > 0 && !s.word.fenced && (self.now < s.session_deadline || self.now < s.affirm_deadline)
+    }
+
+    /// What must hold after every step.
+    fn check(&self) {
+        let serving: Vec<_> =
+            self.scvms.iter().filter(|(_, s)| self.admits_now(s)).map(|(id, s)| (*id, s.word)).collect();
+        assert!(serving.len() <= 1, "two servers admit the host: {serving:?}; record {:?}", self.record());
+    }
+
+    pub fn pass(&mut self, ns: u64) {
+        self.now += ns;
+        self.input(Input::Tick);
+    }
+
+    pub fn input(&mut self, input: Input) {
+        let effects = self.master.handle(input, BootNs(self.now));
+        for effect in effects {
+            self.effect(effect);
+        }
+        self.check();
+    }
+
+    fn effect(&mut self, effect: Effect) {
+        match effect {
+            Effect::Reply { request, reply } => {
+                let (to, sent, incarnation) = self.requests.remove(&request.0).expect("answered once");
+                if let MetaReply::Session { logins, .. } = &reply {
+                    for (_, epoch) in logins {
+                        if self.record().is_some_and(|r| r.moving_to().is_some()) {
+                            self.check_admit(to, *epoch);
+                        }
+                    }
+                }
+                self.network.push(Packet::Reply { to, reply, sent, incarnation });
+            }
+            Effect::Push { node, order } => {
+                match &order {
+                    Order::Admit { epoch, .. } => {
+                        self.admits += 1;
+                        self.check_admit(node, *epoch);
+                    }
+                    Order::At { scvm, epoch } => {
+                        let state = &self.record().expect("stored before it is told").login.state;
+                        assert!(
+                            matches!(state, LoginState::At { scvm: s, epoch: e, .. } if s == scvm && e == epoch),
+                            "told {order:?}, stored {state:?}"
+                        );
+                    }
+                    Order::Revoke { epoch, .. } => {
+                        let NodeId::Scvm(scvm) = node else { panic!("revoke to {node}") };
+                        let record = self.record().expect("stored before it is ordered");
+                        assert!(record.fencing().iter().any(|f| f.scvm == scvm && f.epoch == *epoch));
+                    }
+                    _ => {}
+                }
+                let term = self.master.term();
+                self.network.push(Packet::Push { to: node, term, order });
+            }
+            Effect::Store { host, expected, record } => {
+                assert!(self.pending.is_none(), "one store at a time per host");
+                self.pending = Some((host, expected, record));
+            }
+            Effect::Journal(event) => self.journal.push(event),
+        }
+    }
+
+    /// An order to admit: the stored record names this target and epoch, and every server it fences is really shut.
+    fn check_admit(&self, to: NodeId, epoch: Epoch) {
+        let record = self.record().expect("stored before it is ordered");
+        let LoginState::Moving { fencing, to: target, epoch: at, .. } = &record.login.state else {
+            panic!("admit without a move on record: {record:?}");
+        };
+        assert_eq!((NodeId::Scvm(*target), *at), (to, epoch), "admit must be what the record says");
+        for f in fencing {
+            let s = &self.scvms[&f.scvm];
+            let shut = s.word >= Word { epoch: f.epoch.0, fenced: true };
+            assert!(shut || !self.admits_now(s), "{} is not shut at {}: {:?}", f.scvm, f.epoch, s);
+        }
+        for (id, s) in &self.scvms {
+            assert!(*id == *target || !self.admits_now(s), "{id} still admits: {s:?}; record {record:?}");
+        }
+    }
+
+    /// The store comes to an end with what it was asked for.
+    pub fn store(&mut self, outcome: StoreOutcome) {
+        let Some((host, expected, record)) = self.pending.take() else { return };
+        let held = self.store.get(&host).cloned();
+        let matches = held.as_ref().map(|v| v.version) == expected;
+        let writes = matches && matches!(outcome, StoreOutcome::Done | StoreOutcome::Unknown);
+        if writes {
+            if let Some(held) = &held {
+                self.check_successor(&held.record, &record);
+            }
+            let version = expected.unwrap_or(0) + 1;
+            self.store.insert(host, Versioned { version, record });
+        }
+        let now_held = self.store.get(&host).cloned();
+        let failed = |found| Input::StoreFailed { host, why: "test".into(), found };
+        self.input(match outcome {
+            StoreOutcome::Done if writes => Input::StoreDone { host, version: expected.unwrap_or(0) + 1 },
+            StoreOutcome::Done | StoreOutcome::Refused => failed(Some(now_held)),
+            StoreOutcome::Unknown | StoreOutcome::Lost => failed(None),
+        });
+    }
+
+    fn check_successor(&self, old: &Record, new: &Record) {
+        assert!(new.epoch() >= old.epoch(), "epochs only grow: {old:?} -> {new:?}");
+        if new.epoch() > old.epoch() {
+            assert_eq!(new.epoch(), old.epoch().next());
+            assert!(new.moving_to().is_some(), "a new epoch begins with a move on record");
+            return;
+        }
+        match (&old.login.state, &new.login.state) {
+            (LoginState::Moving { to, .. }, LoginState::At { scvm, .. }) => assert_eq!(to, scvm),
+            (LoginState::Moving { fencing: f, to, .. }, LoginState::Moving { fencing: g, to: same, .. }) => {
+                assert_eq!(to, same);
+                assert_eq!(f.len(), g.len());
+                assert!(f.iter().zip(g).all(|(f, g)| f.proof.is_none() || f.proof == g.proof));
+            }
+            (at, same) => assert_eq!(at, same),
+        }
+    }
+
+    /// Meta dies with what it had in memory, and comes back from the store.
+    pub fn restart(&mut self, written: bool) {
+        if let Some((host, expected, record)) = self.pending.take()
+            && written
+            && self.store.get(&host).map(|v| v.version) == expected
+        {
+            self.store.insert(host, Versioned { version: expected.unwrap_or(0) + 1, record });
+        }
+        self.requests.clear();
+        self.term += 1;
+        self.master = SessionMaster::new(settings(self.term), self.store.clone(), BootNs(self.now));
+    }
+
+    // --- nodes ---
+
+    fn send(&mut self, from: NodeId, msg: ToMeta) {
+        self.next += 1;
+        let incarnation = match from {
+            NodeId::Scvm(s) => self.scvms[&s].incarnation,
+            NodeId::Host(_) => 1,
+        };
+        self.network.push(Packet::ToMeta { from, incarnation, seq: self.next, msg, sent: self.now });
+    }
+
+    /// An SCVM's beat: a keepalive, or a new session if the old one is over.
+    pub fn beat(&mut self, id: ScvmId) {
+        let now = self.now;
+        let s = self.scvms.get_mut(&id).expect("configured");
+        if !s.up {
+            return;
+        }
+        let msg = match s.term {
+            Some(term) if now < s.session_deadline => ToMeta::KeepAlive { term, health: well() },
+            _ => {
+                s.since_open.clear();
+                ToMeta::SessionOpen { boot: Incarnation(1), health: well() }
+            }
+        };
+        self.send(NodeId::Scvm(id), msg);
+    }
+
+    /// The host's pulse reaches the server it affirms.
+    pub fn pulse(&mut self) {
+        let Some((epoch, id)) = self.host.at else { return };
+        let deadline = self.now + settings(1).affirm_ns;
+        let s = self.scvms.get_mut(&id).expect("configured");
+        if s.word == (Word { epoch, fenced: false }) {
+            s.affirm_deadline = deadline;
+        }
+        self.check();
+    }
+
+    /// An SCVM dies (its kernel too) or comes up again; a new boot admits nobody, but remembers no fence either.
+    pub fn power(&mut self, id: ScvmId) {
+        let s = self.scvms.get_mut(&id).expect("configured");
+        s.up = !s.up;
+        if s.up {
+            *s = Scvm { up: true, incarnation: s.incarnation + 1, word: s.word, ..Scvm::default() };
+        } else {
+            (s.session_deadline, s.affirm_deadline, s.term) = (0, 0, None);
+        }
+    }
+
+    pub fn ask(&mut self, to: ScvmId, planned: bool) {
+        let from_epoch = Epoch(self.host.at.map_or(0, |(e, _)| e).max(self.host.moving));
+        let reason = "test".to_string();
+        self.send(NodeId::Host(X), ToMeta::Move { from_epoch, to, planned, reason, evidence: vec![] });
+    }
+
+    pub fn report(&mut self) {
+        let report = HostReport {
+            epoch: Epoch(self.host.at.map_or(0, |(e, _)| e)),
+            scvm: self.host.at.map(|(_, s)| s),
+            path: None,
+            reason: String::new(),
+            route_age_ns: 0,
+            released: (self.host.released > 0).then_some(Epoch(self.host.released)),
+            last_move_gap_ns: None,
+            error: None,
+            paths: vec![],
+        };
+        self.send(NodeId::Host(X), ToMeta::HostReport { report });
+    }
+
+    pub fn in_flight(&self) -> usize {
+        self.network.len()
+    }
+
+    pub fn lose(&mut self, at: usize) {
+        self.network.remove(at);
+    }
+
+    /// Delivers one packet, whatever came before it; `again` keeps a copy on the wire.
+    pub fn deliver(&mut self, at: usize, again: bool) {
+        let packet = if again { self.network[at].clone() } else { self.network.remove(at) };
+        match packet {
+            Packet::ToMeta { from, incarnation, seq, msg, sent } => {
+                self.next += 1;
+                let request = self.next;
+                self.requests.insert(request, (from, sent, incarnation));
+                let incarnation = Incarnation(incarnation);
+                self.input(Input::Message { request: RequestId(request), from, incarnation, seq, msg });
+            }
+            Packet::Reply { to: NodeId::Scvm(id), reply, sent, incarnation } => {
+                self.scvm_hears_reply(id, reply, sent, incarnation);
+            }
+            Packet::Reply { .. } => {}
+            Packet::Push { to: NodeId::Scvm(id), term, order } => self.scvm_obeys(id, term, order),
+            Packet::Push { to: NodeId::Host(_), order, .. } => self.host_obeys(order),
+        }
+        self.check();
+    }
+
+    fn scvm_hears_reply(&mut self, id: ScvmId, reply: MetaReply, sent: u64, incarnation: u64) {
+        let (now, lease) = (self.now, settings(1).session_ns);
+        let s = self.scvms.get_mut(&id).expect("configured");
+        if !s.up || s.incarnation != incarnation {
+            return;
+        }
+        match reply {
+            MetaReply::Session { term, logins } => {
+                if s.term.is_some_and(|t| t > term) {
+                    return;
+                }
+                s.term = Some(term);
+                s.session_deadline = s.session_deadline.max(sent + lease);
+                let listed = logins.iter().find(|(h, _)| *h == X).map(|(_, e)| e.0);
+                match listed {
+                    Some(epoch) => s.word = s.word.max(Word { epoch, fenced: false }),
+                    None if s.since_open.contains(&s.word.epoch) => {}
+                    None => s.word.fenced = s.word.epoch > 0,
+                }
+            }
+            MetaReply::Ok { term } if s.term == Some(term) && now < s.session_deadline => {
+                s.session_deadline = s.session_deadline.max(sent + lease);
+            }
+            MetaReply::Ok { .. } => {}
+            MetaReply::Refused { error } => {
+                if error == Refusal::NoSession {
+                    s.term = None;
+                }
+            }
+        }
+    }
+
+    fn scvm_obeys(&mut self, id: ScvmId, _term: Term, order: Order) {
+        let s = self.scvms.get_mut(&id).expect("configured");
+        if !s.up {
+            return;
+        }
+        let answer = match order {
+            Order::Prepare { host, epoch } => ToMeta::Prepared { host, epoch, error: None },
+            Order::Revoke { host, epoch, planned } => {
+                s.word = s.word.max(Word { epoch: epoch.0, fenced: true });
+                if s.waits && planned {
+                    let why = "test".into();
+                    ToMeta::FenceWaits { host, epoch, in_progress: 1, orphans: 0, why }
+                } else {
+                    ToMeta::Fenced { host, epoch, proof: FenceProof::Drained }
+                }
+            }
+            Order::Admit { host, epoch } => {
+                let word = Word { epoch: epoch.0, fenced: false };
+                if s.cannot_admit || s.word > word {
+                    ToMeta::Admitted { host, epoch, error: Some("cannot".into()) }
+                } else {
+                    s.word = word;
+                    s.since_open.insert(epoch.0);
+                    ToMeta::Admitted { host, epoch, error: None }
+                }
+            }
+            _ => return,
+        };
+        self.send(NodeId::Scvm(id), answer);
+    }
+
+    fn host_obeys(&mut self, order: Order) {
+        let h = &mut self.host;
+        match order {
+            Order::Moving { from_epoch, epoch, .. } if epoch.0 > h.moving.max(h.at.map_or(0, |a| a.0)) => {
+                h.moving = epoch.0;
+                h.released = h.released.max(from_epoch.0);
+                h.at = h.at.filter(|(e, _)| *e > from_epoch.0);
+                let epoch = Epoch(h.released);
+                if h.released > 0 {
+                    self.send(NodeId::Host(X), ToMeta::Released { epoch });
+                }
+            }
+            Order::Moving { from_epoch, .. } if h.released >= from_epoch.0 && h.released > 0 => {
+                let epoch = Epoch(h.released);
+                self.send(NodeId::Host(X), ToMeta::Released { epoch });
+            }
+            Order::At { scvm, epoch } if epoch.0 > h.released && epoch.0 >= h.moving => {
+                h.at = Some((epoch.0, scvm));
+                h.moving = epoch.0;
+                let path = Path { scvm, network: Network::Storage };
+                self.send(NodeId::Host(X), ToMeta::Arrived { epoch, path });
+            }
+            Order::MoveRefused { .. } => h.refused += 1,
+            _ => {}
+        }
+    }
+
+    /// A round in which everything works: beats, pulses, every packet delivered in order, the store answering.
+    pub fn calm_round(&mut self) {
+        for id in [A, B, C] {
+            self.beat(id);
+        }
+        self.pulse();
+        self.report();
+        for _ in 0..500 {
+            self.store(StoreOutcome::Done);
+            if self.network.is_empty() && self.pending.is_none() {
+                break;
+            }
+            if !self.network.is_empty() {
+                self.deliver(0, false);
+            }
+        }
+        self.pass(50 * MS);
+    }
+
+    /// Calm rounds until `done`, with a bound.
+    pub fn calm_until(&mut self, what: &str, done: impl Fn(&World) -> bool) {
+        for _ in 0..200 {
+            if done(self) {
+                return;
+            }
+            self.calm_round();
+        }
+        panic!("not in 200 calm rounds: {what}; record {:?}; scvms {:?}", self.record(), self.scvms);
+    }
+}
