@@ -120,7 +120,8 @@ impl HostLogin {
 
     /// Tells the host what the record says.
     pub(super) fn tell_host(&self, id: HostId, out: &mut Vec<Effect>) {
-        let Some(record) = self.record() else { return };
+        // What may have been overtaken is not told as the truth.
+        let Some(record) = self.record().filter(|_| !self.uncertain) else { return };
         let order = match &record.login.state {
             LoginState::At { scvm, epoch, .. } => Order::At { scvm: *scvm, epoch: *epoch },
             LoginState::Moving { to, epoch, .. } => Order::Moving {
@@ -142,7 +143,7 @@ impl HostLogin {
                 push(to, Order::Prepare { host: id, epoch }, out);
             }
         }
-        let Some(record) = self.record().cloned() else { return };
+        let Some(record) = self.record().filter(|_| !self.uncertain).cloned() else { return };
         let host = NodeId::Host(id);
         match &record.login.state {
             LoginState::At { .. } => {

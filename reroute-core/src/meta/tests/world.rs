@@ -129,7 +129,12 @@ impl World {
                 let (to, sent, incarnation) = self.requests.remove(&request.0).expect("answered once");
                 if let MetaReply::Session { logins, .. } = &reply {
                     for (_, epoch) in logins {
-                        if self.record().is_some_and(|r| r.moving_to().is_some()) {
+                        let record = self.record().expect("stored before it is told");
+                        // The old server goes on until it is shut, and the record asks for that.
+                        let old = |f: &Fencing| {
+                            NodeId::Scvm(f.scvm) == to && f.epoch == *epoch && f.proof.is_none()
+                        };
+                        if record.moving_to().is_some() && !record.fencing().iter().any(old) {
                             self.check_admit(to, *epoch);
                         }
                     }
