@@ -1,5 +1,151 @@
-use crate::config::Config;
+//! The Meta role: sessions, logins and epochs for the whole cluster.
+//!
+//! | file | is |
+//! |---|---|
+//! | `driver` | the task that owns the session master (`reroute_core::meta`) |
+//! | `http` | what agents post, and their push streams |
+//! | `store` | where logins are kept: compare-and-set on a thread of its own |
+//! | `operator`, `metrics` | what people and Prometheus see |
 
-pub fn run(_config: Config) -> anyhow::Result<()> {
-    anyhow::bail!("meta: under construction")
+mod driver;
+mod http;
+mod metrics;
+mod operator;
+pub mod store;
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
+
+use crate::config::{Config, ns};
+use crate::journal::Journal;
+use crate::service::ServiceHandle;
+use crate::{clock, realtime, service};
+use anyhow::Context;
+use axum::serve::ListenerExt;
+use driver::Driver;
+use metrics::Metrics;
+use reroute_core::meta::{SessionMaster, Settings};
+use reroute_core::timeline::Event;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use store::{Opened, Redb, Store, Written};
+use tokio::sync::mpsc;
+
+/// Calls that may wait for the driver.
+const CALLS: usize = 1024;
+/// A peer that acknowledges nothing for this long is gone, ms.
+const PEER_GONE_MS: u32 = 3000;
+const RESEND_MS: u64 = 200;
+
+/// Runs until SIGTERM or SIGINT. Errors: an address, the store or the socket cannot be had; nothing is half-started.
+pub fn run(config: Config) -> anyhow::Result<()> {
+    let meta = Meta::bind(config)?;
+    let thread = realtime::run("meta", async move || {
+        let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+        let mut int = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt())?;
+        meta.serve(async move {
+            tokio::select! {
+                _ = term.recv() => {}
+                _ = int.recv() => {}
+            }
+        })
+        .await
+    })?;
+    thread.join().map_err(|_| anyhow::anyhow!("Meta's thread panicked"))?
+}
+
+/// A Meta that holds all it needs and serves nobody yet.
+pub struct Meta {
+    config: Config,
+    listeners: Vec<(SocketAddr, TcpListener)>,
+    store: Redb,
+    opened: Opened,
+    journal: Journal,
+    metrics: Metrics,
+    questions: mpsc::Receiver<driver::Question>,
+    service: ServiceHandle,
+}
+
+impl Meta {
+    pub fn bind(config: Config) -> anyhow::Result<Meta> {
+        let section = config.meta()?.clone();
+        anyhow::ensure!(
+            !section.listen.is_empty(),
+            "config {}: meta.listen names no address",
+            config.path.display()
+        );
+        let mut listeners = Vec::new();
+        for &address in &section.listen {
+            let listener = TcpListener::bind(address).with_context(|| {
+                format!("[meta] listen: cannot listen on {address}: is it this node's, and free?")
+            })?;
+            listener.set_nonblocking(true)?;
+            listeners.push((address, listener));
+        }
+        let mut store = Redb::at(&section.state_dir)?;
+        let opened = store.open(&config.cluster.id)?;
+        let journal = Journal::open(&section.state_dir, "meta")
+            .with_context(|| format!("journal in {}", section.state_dir.display()))?;
+        let metrics = Metrics::new();
+        let (asking, questions) = mpsc::channel(16);
+        let registry = Arc::new(metrics.registry());
+        let service = service::serve(&section.socket, section.metrics, registry, operator::router(asking))?;
+        Ok(Meta { config, listeners, store, opened, journal, metrics, questions, service })
+    }
+
+    /// Serves until `stop`.
+    pub async fn serve(self, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
+        let Meta { config, listeners, store, opened, journal, metrics, questions, service } = self;
+        let (calling, calls) = mpsc::channel(CALLS);
+        let (write_done, written) = mpsc::unbounded_channel::<Written>();
+        let writes = store::spawn(store, move |done| {
+            let _ = write_done.send(done);
+        })?;
+        let adopted = format!("{} logins, {}", opened.logins.len(), opened.term);
+        journal.record(Event::Started { role: "meta".into(), adopted });
+        let master = SessionMaster::new(settings(&config, &opened), opened.logins, clock::now());
+        let listen = listeners.iter().map(|(address, _)| *address).collect();
+        let router = http::router(http::Gate::new(&config, calling, metrics.clone()));
+        let mut servers = tokio::task::JoinSet::new();
+        for (address, listener) in listeners {
+            let listener = tokio::net::TcpListener::from_std(listener)?.tap_io(move |socket| {
+                let set = socket
+                    .set_nodelay(true)
+                    .and_then(|()| Ok(rustix::net::sockopt::set_tcp_user_timeout(&*socket, PEER_GONE_MS)?));
+                if let Err(error) = set {
+                    tracing::debug!(%error, %address, "socket options");
+                }
+            });
+            let router = router.clone();
+            servers.spawn(async move { (address, axum::serve(listener, router).await) });
+        }
+        drop(router);
+        let driver = Driver::new(&config, listen, master, writes, journal, metrics);
+        let ended = tokio::select! {
+            () = driver.run(calls, written, questions, stop) => Ok(()),
+            Some(ended) = servers.join_next() => match ended {
+                Ok((address, end)) => Err(anyhow::anyhow!("the server on {address} has ended: {end:?}")),
+                Err(panicked) => Err(panicked.into()),
+            },
+        };
+        drop(service);
+        ended
+    }
+}
+
+fn settings(config: &Config, opened: &Opened) -> Settings {
+    let t = &config.timing;
+    Settings {
+        cluster: config.cluster.id.clone(),
+        term: opened.term,
+        scvms: config.cluster.scvm_infos(),
+        hosts: config.cluster.host_infos(),
+        keepalive_ns: ns(t.keepalive_ms),
+        session_ns: ns(t.session_ms),
+        longest_session_ns: ns(t.session_ms.max(t.session_no_agent_ms)),
+        affirm_ns: ns(t.affirm_ms),
+        planned_drain_ns: ns(t.planned_drain_ms),
+        resend_ns: ns(RESEND_MS),
+    }
 }

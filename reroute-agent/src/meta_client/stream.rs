@@ -2,7 +2,7 @@
 
 use super::send::root_cause;
 use super::{LinkEvent, SEND_TIMEOUT, Shared, push_direction};
-use crate::keys;
+use crate::keys::{self, MAC_HEADER};
 use futures_util::StreamExt;
 use reroute_core::ids::Term;
 use reroute_core::proto::{FromMeta, Order};
@@ -114,7 +114,9 @@ impl Stream {
     /// One connection; returns why it ended. `up` is set with its first genuine line.
     async fn read(&self, up: &mut bool) -> String {
         let url = format!("http://{}/v1/{}", self.address, self.direction);
-        let asked = tokio::time::timeout(SEND_TIMEOUT, self.shared.http.get(url).send()).await;
+        let mac = keys::message_mac(&self.shared.key, &self.direction, b"");
+        let request = self.shared.http.get(url).header(MAC_HEADER, mac).send();
+        let asked = tokio::time::timeout(SEND_TIMEOUT, request).await;
         let response = match asked {
             Ok(Ok(r)) if r.status().is_success() => r,
             Ok(Ok(r)) => return format!("answered {}", r.status()),

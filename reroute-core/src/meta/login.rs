@@ -58,7 +58,7 @@ pub(super) struct Facts {
 
 impl HostLogin {
     pub(super) fn new(stored: Option<Versioned>, now: BootNs) -> HostLogin {
-        let settled = !stored.as_ref().is_some_and(|v| v.record.moving_to().is_some());
+        let settled = stored.as_ref().is_none_or(|v| v.record.moving_to().is_none());
         HostLogin {
             // An earlier term may have sent anything that its record allowed.
             facts: Facts { admit_sent: stored.is_some(), ..Facts::default() },

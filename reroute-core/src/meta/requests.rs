@@ -17,8 +17,8 @@ impl SessionMaster {
         out: &mut Vec<Effect>,
     ) -> MetaReply {
         let answer = match from {
-            NodeId::Scvm(scvm) => self.from_scvm(scvm, incarnation, msg, now, out),
-            NodeId::Host(host) => self.from_host(host, msg, now, out),
+            NodeId::Scvm(scvm) => self.scvm_says(scvm, incarnation, msg, now, out),
+            NodeId::Host(host) => self.host_says(host, msg, now, out),
         };
         answer.unwrap_or_else(|error| MetaReply::Refused { error })
     }
@@ -27,7 +27,7 @@ impl SessionMaster {
         Ok(MetaReply::Ok { term: self.settings.term })
     }
 
-    fn from_scvm(
+    fn scvm_says(
         &mut self,
         scvm: ScvmId,
         incarnation: Incarnation,
@@ -79,7 +79,7 @@ impl SessionMaster {
         }
     }
 
-    fn from_host(
+    fn host_says(
         &mut self,
         host: HostId,
         msg: ToMeta,

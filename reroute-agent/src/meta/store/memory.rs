@@ -1,0 +1,52 @@
+use super::{Opened, Store, StoreError};
+use reroute_core::ids::{HostId, Term};
+use reroute_core::meta::{Record, Versioned};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// A store for tests: clones share what is kept, so one outlives its Meta.
+#[derive(Clone, Default)]
+pub struct Memory {
+    kept: Arc<Mutex<Kept>>,
+}
+
+#[derive(Default)]
+struct Kept {
+    cluster: Option<String>,
+    term: Term,
+    logins: BTreeMap<HostId, Versioned>,
+}
+
+impl Store for Memory {
+    fn open(&mut self, cluster: &str) -> Result<Opened, StoreError> {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = kept.cluster.get_or_insert_with(|| cluster.to_string()).clone();
+        if found != cluster {
+            let (path, ours) = (PathBuf::from("memory"), cluster.to_string());
+            return Err(StoreError::OtherCluster { path, found, ours });
+        }
+        kept.term = Term(kept.term.0 + 1);
+        Ok(Opened { term: kept.term, logins: kept.logins.clone() })
+    }
+
+    fn read(&mut self, host: HostId) -> Result<Option<Versioned>, StoreError> {
+        Ok(self.kept.lock().unwrap_or_else(PoisonError::into_inner).logins.get(&host).cloned())
+    }
+
+    fn compare_and_set(
+        &mut self,
+        host: HostId,
+        expected: Option<u64>,
+        record: &Record,
+    ) -> Result<u64, StoreError> {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = kept.logins.get(&host).cloned();
+        if found.as_ref().map(|v| v.version) != expected {
+            return Err(StoreError::Conflict { host, found });
+        }
+        let version = expected.unwrap_or(0) + 1;
+        kept.logins.insert(host, Versioned { version, record: record.clone() });
+        Ok(version)
+    }
+}
