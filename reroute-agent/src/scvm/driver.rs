@@ -476,7 +476,7 @@ fn client_facts(client: &table::Client) -> ClientFacts {
     }
 }
 
-/// Connections now open, as counted.
+/// Connections now open, as counted (a reset one is not counted as closed).
 pub fn open_connections(client: &table::Client) -> u32 {
-    u32::try_from(client.opened.saturating_sub(client.closed)).unwrap_or(u32::MAX)
+    u32::try_from(client.opened.saturating_sub(client.closed + client.reset)).unwrap_or(u32::MAX)
 }

@@ -1,5 +1,6 @@
 //! What insight scrapes, from the last snapshot. Labels are bounded: configured hosts, classes, reasons, signals.
 
+use super::driver::open_connections;
 use super::operator::{Shared, Snapshot};
 use super::report::class_name;
 use crate::clock;
@@ -133,19 +134,9 @@ impl Metrics {
                 })
                 .collect::<Vec<_>>()
         };
-        out.gauges(
-            "client_connections",
-            "Open NFS connections",
-            None,
-            now(|c| c.opened.saturating_sub(c.closed)),
-        )?;
+        out.gauges("client_connections", "Open NFS connections", None, now(|c| open_connections(c).into()))?;
         out.counters("client_connections_opened", "NFS connections opened", None, each(|c| c.opened))?;
-        out.counters(
-            "client_connections_closed",
-            "NFS connections closed, resets included",
-            None,
-            each(|c| c.closed),
-        )?;
+        out.counters("client_connections_closed", "NFS connections closed by FIN", None, each(|c| c.closed))?;
         out.counters("client_connections_reset", "NFS connections ended by RST", None, each(|c| c.reset))?;
         out.counters(
             "client_packets",

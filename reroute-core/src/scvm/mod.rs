@@ -198,7 +198,7 @@ impl Scvm {
             Input::ServerSeen { pid, incarnation } => self.server.seen(pid, incarnation, now, out),
             Input::ServerExited { pid, incarnation } => {
                 self.server.exited(pid, incarnation, now, out);
-                self.each_revoke(|r, world, _, out| r.server_exited(incarnation, world, out), out);
+                self.each_revoke(|r, w, o, out| r.server_exited(incarnation, w, now, o, out), out);
             }
             Input::ServerProblem(problem) => {
                 if let Some(what) = problem.clone() {
@@ -235,7 +235,7 @@ impl Scvm {
                 self.revoke(host, |r, w, o, out| r.counts(epoch, &answer, w, now, o, out), out);
             }
             Input::Purged { host, epoch, purpose: Purpose::Fence, purge } => {
-                self.revoke(host, |r, _, o, out| r.purged(epoch, &purge, now, o, out), out)
+                self.revoke(host, |r, _, _, out| r.purged(epoch, &purge, now, out), out)
             }
             Input::Purged { host, epoch, purpose: Purpose::Prepare, purge } => {
                 self.admission.purged(host, epoch, purge, now, &mut self.outbox, out)
@@ -348,7 +348,7 @@ impl Scvm {
             Some(revoke) if revoke.epoch == epoch => return revoke.again(planned, &mut self.outbox, out),
             Some(revoke) if revoke.epoch > epoch => {
                 // Who is shut out at a later epoch is shut out at this one.
-                if let Stage::Proven { proof } = *revoke.stage() {
+                if let Stage::Proven { proof, .. } = *revoke.stage() {
                     let msg = crate::proto::ToMeta::Fenced { host, epoch, proof };
                     self.outbox.send(host, outbox::Kind::Fence, msg, out);
                 }
@@ -361,13 +361,13 @@ impl Scvm {
     }
 
     fn admit(&mut self, host: HostId, epoch: Epoch, ordered: bool, now: BootNs, out: &mut Vec<Effect>) {
-        // A later login here: the calls of the earlier one are nobody's danger any more, and nobody is killed for it.
-        if self
-            .revokes
-            .get(&host)
-            .is_some_and(|r| r.epoch < epoch && !matches!(r.stage(), Stage::Proven { .. }))
-        {
-            self.revokes.remove(&host);
+        if let Some(revoke) = self.revokes.get_mut(&host).filter(|r| r.epoch < epoch) {
+            // A later login here: calls of the earlier one are no danger any more, and nobody is killed for them.
+            if matches!(revoke.stage(), Stage::Proven { .. }) {
+                revoke.keep_sockets();
+            } else {
+                self.revokes.remove(&host);
+            }
         }
         self.admission.admit(host, epoch, ordered, now, &mut self.outbox, out);
     }

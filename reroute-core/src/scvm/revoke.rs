@@ -16,35 +16,29 @@ const POLL_LATE_NS: u64 = 10 * MS;
 const SAY_AGAIN_NS: u64 = 500 * MS;
 /// A killed process that has not terminated after this long is reported.
 const REAP_NS: u64 = 100 * MS;
-/// Closing sockets is tidiness here (the kernel drops what they carry): it holds up a proof only so often.
+/// The host's sockets are closed this long after the proof, not before it: a RST that reached the client while its
+/// route still led here would make it reconnect into the closed door, and sleep for seconds. The fence does not
+/// need it: the kernel drops what they carry.
+const PURGE_AFTER_NS: u64 = SEC;
 const PURGE_TRIES: u32 = 5;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Stage {
     /// The kernel was asked, or (after a failure) is asked again then.
-    Fencing {
-        retry_at: Option<BootNs>,
-    },
+    Fencing { retry_at: Option<BootNs> },
     /// The word is closed; calls in progress may finish. `poll_at` is `None` while the counts are being read.
-    Draining {
-        since: BootNs,
-        poll_at: Option<BootNs>,
-        alive: BTreeSet<Incarnation>,
-    },
+    Draining { since: BootNs, poll_at: Option<BootNs>, alive: BTreeSet<Incarnation> },
     /// SIGKILL is on its way; each pidfd tells when its process is reaped.
-    Killing {
-        since: BootNs,
-        targets: BTreeSet<Incarnation>,
-    },
-    /// Proven; the host's sockets go.
-    Purging {
-        proof: FenceProof,
-        tries: u32,
-        retry_at: Option<BootNs>,
-    },
-    Proven {
-        proof: FenceProof,
-    },
+    Killing { since: BootNs, targets: BTreeSet<Incarnation> },
+    /// Told to Meta; what is left of the host's sockets goes later.
+    Proven { proof: FenceProof, purge: Option<Purging> },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Purging {
+    /// `None` while it is under way.
+    at: Option<BootNs>,
+    tries: u32,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -80,7 +74,7 @@ impl Revoke {
     pub fn again(&mut self, planned: bool, outbox: &mut Outbox, out: &mut Vec<Effect>) {
         self.planned &= planned;
         match self.stage {
-            Stage::Proven { proof } => self.tell(proof, outbox, out),
+            Stage::Proven { proof, .. } => self.tell(proof, outbox, out),
             // Said anew with the next decision.
             _ => self.said = None,
         }
@@ -166,7 +160,7 @@ impl Revoke {
         }
         let reaped = !alive.is_empty() && alive.iter().all(|i| !world.server.living().contains_key(i));
         if answer.idle() {
-            return self.prove(FenceProof::Drained, out);
+            return self.prove(FenceProof::Drained, now, outbox, out);
         }
         if superseded(&answer, self.epoch) {
             let why = format!(
@@ -176,7 +170,7 @@ impl Revoke {
             return self.wait(why, now, outbox, out);
         }
         if reaped || world.server.is_proven_dead() {
-            return self.prove(FenceProof::ProcessDead, out);
+            return self.prove(FenceProof::ProcessDead, now, outbox, out);
         }
         let settings = world.settings;
         let time = if self.planned { settings.planned_drain_ns } else { settings.drain_ns };
@@ -184,7 +178,7 @@ impl Revoke {
             return;
         }
         let why = match settings.policy {
-            FencePolicy::Storage => return self.prove(FenceProof::Storage, out),
+            FencePolicy::Storage => return self.prove(FenceProof::Storage, now, outbox, out),
             FencePolicy::Wait => "policy is wait: every call in progress must be answered",
             FencePolicy::Kill if answer.word.epoch() != self.epoch.0 => "the word stands at a later epoch",
             FencePolicy::Kill if self.planned => "the move is planned: nothing is killed for it",
@@ -229,63 +223,68 @@ impl Revoke {
         }
     }
 
-    pub fn server_exited(&mut self, incarnation: Incarnation, world: &World, out: &mut Vec<Effect>) {
+    pub fn server_exited(
+        &mut self,
+        incarnation: Incarnation,
+        world: &World,
+        now: BootNs,
+        outbox: &mut Outbox,
+        out: &mut Vec<Effect>,
+    ) {
         match &mut self.stage {
             Stage::Killing { targets, .. } => {
                 targets.remove(&incarnation);
                 if targets.is_empty() {
-                    self.prove(FenceProof::Killed, out);
+                    self.prove(FenceProof::Killed, now, outbox, out);
                 }
             }
             Stage::Draining { alive, .. } if world.lenient.is_none() => {
                 let reaped =
                     !alive.is_empty() && alive.iter().all(|i| !world.server.living().contains_key(i));
                 if reaped && !self.last.is_some_and(|a| superseded(&a, self.epoch)) {
-                    self.prove(FenceProof::ProcessDead, out);
+                    self.prove(FenceProof::ProcessDead, now, outbox, out);
                 }
             }
             _ => {}
         }
     }
 
-    fn prove(&mut self, proof: FenceProof, out: &mut Vec<Effect>) {
-        let (host, epoch) = (self.host, self.epoch);
-        self.stage = Stage::Purging { proof, tries: 0, retry_at: None };
-        if self.last.is_some_and(|a| superseded(&a, epoch)) {
-            // The sockets there are now are those of the newer login.
-            self.stage = Stage::Purging { proof, tries: PURGE_TRIES, retry_at: Some(BootNs(0)) };
-            return;
-        }
-        out.push(Effect::PurgeSockets { host, epoch, purpose: Purpose::Fence });
+    fn prove(&mut self, proof: FenceProof, now: BootNs, outbox: &mut Outbox, out: &mut Vec<Effect>) {
+        // After a later login here, the sockets there are now are that one's.
+        let stale = self.last.is_some_and(|a| superseded(&a, self.epoch));
+        let purge = (!stale).then_some(Purging { at: Some(now.plus(PURGE_AFTER_NS)), tries: 0 });
+        self.stage = Stage::Proven { proof, purge };
+        self.tell(proof, outbox, out);
     }
 
-    pub fn purged(
-        &mut self,
-        epoch: Epoch,
-        purge: &Outcome<Purge>,
-        now: BootNs,
-        outbox: &mut Outbox,
-        out: &mut Vec<Effect>,
-    ) {
-        let Stage::Purging { proof, tries, retry_at: retry_at @ None } = &mut self.stage else { return };
+    /// The host is being admitted anew: its sockets are no leftovers any more.
+    pub fn keep_sockets(&mut self) {
+        if let Stage::Proven { purge, .. } = &mut self.stage {
+            *purge = None;
+        }
+    }
+
+    pub fn purged(&mut self, epoch: Epoch, result: &Outcome<Purge>, now: BootNs, out: &mut Vec<Effect>) {
+        let Stage::Proven { purge, .. } = &mut self.stage else { return };
+        let Some(Purging { at: None, tries }) = *purge else { return };
         if epoch != self.epoch {
             return;
         }
-        let (proof, host) = (*proof, self.host);
-        let problem = match purge {
+        let host = self.host;
+        let problem = match result {
             Ok(Purge { left: 0, destroyed }) => {
+                *purge = None;
                 if *destroyed > 0 {
                     let event = Event::SocketsReset { count: *destroyed };
                     out.push(Effect::Journal { at: now, event });
                 }
-                self.stage = Stage::Proven { proof };
-                return self.tell(proof, outbox, out);
+                return;
             }
             Ok(Purge { left, .. }) => format!("{left} connections of {host} are left after its fence"),
             Err(why) => format!("connections of {host} not closed after its fence: {why}"),
         };
-        *tries += 1;
-        *retry_at = Some(now.plus(RETRY_NS));
+        let again = Purging { at: Some(now.plus(RETRY_NS)), tries: tries + 1 };
+        *purge = (again.tries < PURGE_TRIES).then_some(again);
         out.push(Effect::Journal { at: now, event: Event::Fault { what: problem } });
     }
 
@@ -321,15 +320,9 @@ impl Revoke {
                 let why = "the server process was killed, but has not terminated yet (uninterruptible I/O?)";
                 self.wait(why.to_string(), now, outbox, out);
             }
-            Stage::Purging { proof, tries, retry_at } if retry_at.is_some_and(|at| at <= now) => {
-                if *tries >= PURGE_TRIES {
-                    let proof = *proof;
-                    self.stage = Stage::Proven { proof };
-                    self.tell(proof, outbox, out);
-                } else {
-                    *retry_at = None;
-                    out.push(Effect::PurgeSockets { host, epoch, purpose: Purpose::Fence });
-                }
+            Stage::Proven { purge: Some(purge), .. } if purge.at.is_some_and(|at| at <= now) => {
+                purge.at = None;
+                out.push(Effect::PurgeSockets { host, epoch, purpose: Purpose::Fence });
             }
             _ => {}
         }
@@ -337,13 +330,13 @@ impl Revoke {
 
     pub fn wake_at(&self) -> Option<BootNs> {
         match &self.stage {
-            Stage::Fencing { retry_at } | Stage::Purging { retry_at, .. } => *retry_at,
+            Stage::Fencing { retry_at } => *retry_at,
             Stage::Draining { poll_at, .. } => *poll_at,
             Stage::Killing { since, .. } => {
                 let said = self.said.as_ref().map_or(BootNs(0), |(_, at)| at.plus(SAY_AGAIN_NS));
                 Some(said.max(since.plus(REAP_NS)))
             }
-            Stage::Proven { .. } => None,
+            Stage::Proven { purge, .. } => purge.and_then(|p| p.at),
         }
     }
 }

@@ -59,8 +59,7 @@ fn standing(revoke: &Revoke) -> RevokeStanding {
         Stage::Fencing { .. } => ("fencing", None),
         Stage::Draining { .. } => ("draining", None),
         Stage::Killing { .. } => ("killing", None),
-        Stage::Purging { proof, .. } => ("purging", Some(proof)),
-        Stage::Proven { proof } => ("proven", Some(proof)),
+        Stage::Proven { proof, .. } => ("proven", Some(proof)),
     };
     RevokeStanding { epoch: revoke.epoch, stage: stage.into(), proof }
 }

@@ -26,9 +26,23 @@ fn no_call_in_progress_is_proof_at_once() {
     revoke(&mut node, false);
     assert_eq!(node.fenced(), [(E, FenceProof::Drained)]);
     assert_eq!(node.word(X), Word::new(3, rank::FENCED));
-    assert_eq!(node.sockets.get(&X), None, "its sockets went before");
+    assert_eq!(node.sockets[&X], 2, "no RST while the client's route still leads here");
     assert!(node.epochs.is_empty(), "and its line in the epoch file");
     assert_eq!(node.did(|e| matches!(e, Effect::Journal { event: Event::Fenced { .. }, .. })), 1);
+    node.run(1100 * MS);
+    assert_eq!(node.sockets.get(&X), None, "what is left goes later");
+}
+
+#[test]
+fn who_comes_back_at_once_keeps_the_new_sockets() {
+    let mut node = served(FencePolicy::Wait, 0);
+    revoke(&mut node, false);
+    node.order(Order::Prepare { host: X, epoch: Epoch(5) });
+    assert_eq!(node.sockets.get(&X), None);
+    node.order(Order::Admit { host: X, epoch: Epoch(5) });
+    node.sockets.insert(X, 1);
+    node.run(2000 * MS);
+    assert_eq!(node.sockets[&X], 1);
 }
 
 #[test]
@@ -300,7 +314,7 @@ fn a_newer_login_here_ends_the_revoke_before_it_kills() {
 
 #[test]
 fn each_failure_on_the_way_is_said_and_tried_again() {
-    for part in [Part::Fence, Part::Read, Part::Purge] {
+    for part in [Part::Fence, Part::Read] {
         let mut node = served(FencePolicy::Wait, 1);
         node.broken.insert(part);
         revoke(&mut node, false);
@@ -317,10 +331,12 @@ fn each_failure_on_the_way_is_said_and_tried_again() {
 }
 
 #[test]
-fn sockets_that_resist_do_not_hold_up_a_proof_for_ever() {
+fn sockets_that_resist_are_said_and_hold_up_nothing() {
     let mut node = served(FencePolicy::Wait, 0);
     node.broken.insert(Part::Purge);
     revoke(&mut node, false);
-    node.run(200 * MS);
     assert_eq!(node.fenced(), [(E, FenceProof::Drained)]);
+    node.run(3000 * MS);
+    assert_eq!(node.did(|e| matches!(e, Effect::PurgeSockets { .. })), 5);
+    assert_eq!(node.did(|e| matches!(e, Effect::Journal { event: Event::Fault { .. }, .. })), 1);
 }
