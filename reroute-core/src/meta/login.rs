@@ -85,6 +85,19 @@ impl HostLogin {
         self.record().map(Record::epoch).unwrap_or_default()
     }
 
+    /// What the record asks to have fenced, of which `scvm` speaks at `epoch`. None: the login stands at a later
+    /// epoch, and what comes late is of no use and no harm. Any other epoch than the one asked for proves nothing.
+    pub(super) fn awaited(&self, scvm: ScvmId, epoch: Epoch) -> Result<Option<Fencing>, Refusal> {
+        let current = self.epoch();
+        let record = self.record();
+        let entry = record.and_then(|r| r.fencing().iter().find(|f| f.scvm == scvm && f.epoch == epoch));
+        match entry {
+            Some(entry) => Ok(Some(entry.clone())),
+            None if epoch < current && record.is_some_and(|r| r.moving_to().is_none()) => Ok(None),
+            None => Err(Refusal::StaleEpoch { got: epoch, current }),
+        }
+    }
+
     pub(super) fn is_proven(&self, fencing: &Fencing) -> bool {
         fencing.proof.is_some() || self.facts.proofs.contains_key(&(fencing.scvm, fencing.epoch))
     }
@@ -111,6 +124,15 @@ impl HostLogin {
             }
         }
         Some(record)
+    }
+
+    /// The host does not act on the record yet, by its own word.
+    pub(super) fn must_hear(&self) -> bool {
+        match self.record().map(|r| &r.login.state) {
+            Some(LoginState::At { .. }) => !self.settled,
+            Some(LoginState::Moving { .. }) => !self.has_released(),
+            None => false,
+        }
     }
 
     pub(super) fn has_released(&self) -> bool {
@@ -147,12 +169,12 @@ impl HostLogin {
         let host = NodeId::Host(id);
         match &record.login.state {
             LoginState::At { .. } => {
-                if wants(host) && (only.is_some() || !self.settled) {
+                if wants(host) && (only.is_some() || self.must_hear()) {
                     self.tell_host(id, out);
                 }
             }
             LoginState::Moving { fencing, to, epoch, planned } => {
-                if wants(host) && (only.is_some() || !self.has_released()) {
+                if wants(host) && (only.is_some() || self.must_hear()) {
                     self.tell_host(id, out);
                 }
                 for f in fencing.iter().filter(|f| wants(NodeId::Scvm(f.scvm))) {

@@ -80,10 +80,7 @@ impl SessionMaster {
         let (term, resend) = (self.settings.term, self.settings.resend_ns);
         let host = self.hosts.get_mut(&id).ok_or(Refusal::UnknownNode { node: NodeId::Host(id) })?;
         let current = host.epoch();
-        let entry = host.record().and_then(|r| r.fencing().iter().find(|f| f.scvm == scvm)).cloned();
-        let Some(entry) = entry.filter(|f| f.epoch == epoch) else {
-            return Err(Refusal::StaleEpoch { got: epoch, current });
-        };
+        let Some(entry) = host.awaited(scvm, epoch)? else { return Ok(()) };
         if host.is_proven(&entry) {
             return Ok(());
         }
@@ -111,11 +108,7 @@ impl SessionMaster {
         out: &mut Vec<Effect>,
     ) -> Result<(), Refusal> {
         let host = self.hosts.get_mut(&id).ok_or(Refusal::UnknownNode { node: NodeId::Host(id) })?;
-        let current = host.epoch();
-        let entry = host.record().and_then(|r| r.fencing().iter().find(|f| f.scvm == scvm)).cloned();
-        let Some(entry) = entry.filter(|f| f.epoch == epoch) else {
-            return Err(Refusal::StaleEpoch { got: epoch, current });
-        };
+        let Some(entry) = host.awaited(scvm, epoch)? else { return Ok(()) };
         if !host.is_proven(&entry) && !host.facts.stuck {
             host.facts.stuck = true;
             let what = format!(

@@ -210,7 +210,7 @@ impl SessionMaster {
             self.released(id, released, now);
         }
         if let Some(host) = self.hosts.get_mut(&id)
-            && !host.settled
+            && host.must_hear()
         {
             host.tell_host(id, out);
         }

@@ -43,7 +43,7 @@ impl Store for Memory {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         let found = kept.logins.get(&host).cloned();
         if found.as_ref().map(|v| v.version) != expected {
-            return Err(StoreError::Conflict { host, found });
+            return Err(StoreError::Conflict { host, found: found.map(Box::new) });
         }
         let version = expected.unwrap_or(0) + 1;
         kept.logins.insert(host, Versioned { version, record: record.clone() });

@@ -33,7 +33,7 @@ pub enum StoreError {
     )]
     Malformed { path: PathBuf, key: String, why: String },
     #[error("somebody else wrote the record of {host} in between")]
-    Conflict { host: HostId, found: Option<Versioned> },
+    Conflict { host: HostId, found: Option<Box<Versioned>> },
 }
 
 /// What a store held when this term began.
@@ -88,7 +88,7 @@ pub fn spawn(
                 Err(error) => {
                     let why = error.to_string();
                     let found = match error {
-                        StoreError::Conflict { found, .. } => Some(found),
+                        StoreError::Conflict { found, .. } => Some(found.map(|found| *found)),
                         _ => store.read(host).ok(),
                     };
                     Input::StoreFailed { host, why, found }

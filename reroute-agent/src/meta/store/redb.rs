@@ -118,7 +118,7 @@ impl Store for Redb {
                 None => None,
             };
             if found.as_ref().map(|v| v.version) != expected {
-                return Err(StoreError::Conflict { host, found });
+                return Err(StoreError::Conflict { host, found: found.map(Box::new) });
             }
             let version = expected.unwrap_or(0) + 1;
             let bytes = serde_json::to_vec(&Versioned { version, record: record.clone() })

@@ -293,3 +293,18 @@ fn health_and_late_keepalives_show() {
         (SessionState::Suspect, "the server process is dead".into())
     );
 }
+
+#[test]
+fn what_comes_late_is_no_use_and_no_harm() {
+    let mut w = at_a();
+    w.ask(C, false);
+    w.calm_until("at C", |w| w.stands_at() == Some(C));
+    for (seq, from, msg) in [
+        (1, NodeId::Scvm(A), ToMeta::Fenced { host: X, epoch: Epoch(1), proof: FenceProof::Drained }),
+        (2, NodeId::Host(X), ToMeta::FencedByPulse { scvm: A, epoch: Epoch(1) }),
+        (3, NodeId::Scvm(C), ToMeta::Admitted { host: X, epoch: Epoch(2), error: None }),
+    ] {
+        let (reply, effects) = send(&mut w.master, from, seq, msg, w.now);
+        assert_eq!((reply, effects), (MetaReply::Ok { term: Term(1) }, vec![]));
+    }
+}
