@@ -1,0 +1,267 @@
+//! Stay, change the path to the same server, or ask Meta for a move.
+
+use super::choice::rank;
+use super::moves::{Ask, Moving, Phase, Trip};
+use super::path::STREAK;
+use super::*;
+
+/// A question without a visible consequence is asked again after this.
+const ANSWER_NS: u64 = SEC;
+/// ... and after this, when its target is no longer fit.
+const TARGET_GONE_NS: u64 = 100 * MS;
+/// After a message that Meta did not take, Meta counts as out of reach for this long.
+const META_AWAY_NS: u64 = SEC;
+
+impl Machine {
+    pub(super) fn decide(&mut self, now: BootNs, fx: &mut Effects) {
+        if self.route.found.is_none() || self.route.blocked_by().is_some() {
+            return;
+        }
+        match &self.phase {
+            Phase::Moving(moving) => {
+                if self.has_failed(moving.to) {
+                    let moving = moving.clone();
+                    self.redirect(moving, now, fx);
+                }
+                return;
+            }
+            Phase::Asked(ask) => {
+                let patience = if self.is_eligible(ask.to, now) { ANSWER_NS } else { TARGET_GONE_NS };
+                if now.since(ask.at) < patience {
+                    return;
+                }
+                if patience == ANSWER_NS {
+                    self.meta_failed_at = Some(now);
+                }
+                self.phase = Phase::Settled;
+            }
+            Phase::Arriving(arriving) => {
+                let path = arriving.trip.path;
+                let other = self.path_to(path.scvm, Some(path));
+                if other != path && !self.has_failed(path.scvm) {
+                    let trip = Trip { path: other, keep: None, ..arriving.trip.clone() };
+                    self.go(trip, now, fx);
+                    return;
+                }
+                if !self.has_failed(path.scvm) {
+                    return;
+                }
+            }
+            Phase::Settled => {}
+        }
+        match self.login {
+            None => self.first_login(now, fx),
+            // Let go by a former instance: Meta must say first what became of it.
+            Some(login) if !self.may_affirm(login.epoch) => {}
+            Some(login) => self.judge_place(login, now, fx),
+        }
+    }
+
+    fn judge_place(&mut self, login: Current, now: BootNs, fx: &mut Effects) {
+        let here = self.path_now();
+        if self.has_failed(login.scvm) {
+            let pieces = self.servers.get(&login.scvm).map(|s| s.failed.clone()).unwrap_or_default();
+            if let Some(to) = self.best(now, |p| p.scvm != login.scvm)
+                && self.meta_is_usable(now)
+            {
+                let names: Vec<String> = pieces.iter().map(|p| format!("{:?}", p.kind)).collect();
+                let reason = format!("{} failed: {}", login.scvm, names.join(", "));
+                self.ask(to, false, reason, pieces, now, fx);
+            }
+        } else if here.scvm != login.scvm {
+            // The route has not followed the login yet: that comes first.
+        } else if self.health(here) == Health::Failed || !self.has_carrier(here.network) {
+            self.leave_path(login, here, now, fx);
+        } else {
+            self.improve(login, here, now, fx);
+        }
+    }
+
+    /// The path is lost, the server is not.
+    fn leave_path(&mut self, login: Current, here: Path, now: BootNs, fx: &mut Effects) {
+        let reason = format!("{here} is lost");
+        let pieces = vec![Piece { kind: EvidenceKind::PathLost, path: Some(here), at: now }];
+        let same = [Network::Storage, Network::Management]
+            .map(|network| Path { scvm: login.scvm, network })
+            .into_iter()
+            .find(|p| *p != here && self.is_usable(*p, now));
+        let storage = self.best(now, |p| p.network == Network::Storage && p != here);
+        let may_move = self.meta_is_usable(now) && self.budget.left(now) > 0;
+        match (storage, same) {
+            (Some(to), _) if to.scvm == login.scvm => self.change_path(to, reason, pieces, true, now, fx),
+            (Some(to), _) if may_move => self.ask(to, false, reason, pieces, now, fx),
+            // No storage target at all: it is this host's storage network. Or Meta cannot be asked.
+            (_, Some(to)) => self.change_path(to, reason, pieces, true, now, fx),
+            (None, None) if may_move => {
+                if let Some(to) = self.best(now, |p| p.scvm != login.scvm) {
+                    self.ask(to, false, reason, pieces, now, fx);
+                }
+            }
+            _ => self.fault("budget", format!("{reason}, but no move can be asked for now"), fx),
+        }
+    }
+
+    /// All is well here. Is there a better place, and has it been well for long enough?
+    fn improve(&mut self, login: Current, here: Path, now: BootNs, fx: &mut Effects) {
+        self.faults.remove("budget");
+        if now < self.improve_after {
+            return;
+        }
+        let wait_ns = self.hold_down.wait_ns(now);
+        let local = self.settings.local;
+        let better = |p: &Path| {
+            rank(*p, local) < rank(here, local)
+                && self.stable_ns(*p, now) >= wait_ns
+                && if p.scvm == login.scvm { self.is_usable(*p, now) } else { self.is_eligible(*p, now) }
+        };
+        let candidates = self.paths.keys().copied().filter(better);
+        let Some(to) = candidates.min_by_key(|p| self.preference_key(*p, Some(login.scvm))) else { return };
+        if self.budget.left(now) == 0 {
+            return;
+        }
+        let reason = format!("{to} is better than {here} and was well for {} ms", wait_ns / MS);
+        if to.scvm == login.scvm {
+            self.change_path(to, reason, Vec::new(), false, now, fx);
+        } else if self.meta_is_usable(now) {
+            self.improve_after = now.plus(wait_ns.max(SEC));
+            self.ask(to, true, reason, Vec::new(), now, fx);
+        }
+    }
+
+    /// Before the first login nothing is changed; and every target gets its chance to be heard first.
+    fn first_login(&mut self, now: BootNs, fx: &mut Effects) {
+        if !self.unknown_to_meta
+            || !self.meta_is_usable(now)
+            || now.since(self.started) < 6 * self.settings.standby_ns
+        {
+            return;
+        }
+        let standing = match &self.route.found {
+            Some(Found::Ours(path)) | Some(Found::Foreign { path: Some(path), .. }) => Some(*path),
+            _ => None,
+        };
+        // Where the I/O goes already is where it is disturbed least.
+        let to = standing.filter(|p| self.is_eligible(*p, now)).or_else(|| self.best(now, |_| true));
+        if let Some(to) = to {
+            self.ask(to, false, "first login".into(), Vec::new(), now, fx);
+        }
+    }
+
+    /// The target of a move under way has failed: ask for another one.
+    fn redirect(&mut self, moving: Moving, now: BootNs, fx: &mut Effects) {
+        if moving.ask.as_ref().is_some_and(|a| a.to.scvm != moving.to && now.since(a.at) < ANSWER_NS)
+            || !self.meta_is_usable(now)
+        {
+            return;
+        }
+        let Some(to) = self.best(now, |p| p.scvm != moving.to) else { return };
+        let pieces = self.servers.get(&moving.to).map(|s| s.failed.clone()).unwrap_or_default();
+        self.ask(to, false, format!("{} failed while moving there", moving.to), pieces, now, fx);
+    }
+
+    fn ask(
+        &mut self,
+        to: Path,
+        planned: bool,
+        reason: String,
+        pieces: Vec<Piece>,
+        now: BootNs,
+        fx: &mut Effects,
+    ) {
+        let from_epoch = match (&self.phase, self.login) {
+            (Phase::Moving(moving), _) => moving.epoch,
+            (_, login) => login.map_or(Epoch(0), |l| l.epoch),
+        };
+        let evidence: Vec<Evidence> = pieces.iter().map(|p| p.of(self.settings.host)).collect();
+        let from = self.login.map(|l| l.scvm);
+        let again = matches!(&self.phase, Phase::Moving(m) if m.ask.as_ref().is_some_and(|a| a.to == to));
+        if !again {
+            fx.push(Effect::Journal(Event::Verdict {
+                from,
+                to,
+                reason: reason.clone(),
+                evidence: evidence.clone(),
+            }));
+        }
+        fx.push(Effect::Meta(ToMeta::Move {
+            from_epoch,
+            to: to.scvm,
+            planned,
+            reason: reason.clone(),
+            evidence,
+        }));
+        let ask = Ask { to, from_epoch, planned, reason, pieces, at: now };
+        match &mut self.phase {
+            Phase::Moving(moving) => moving.ask = Some(ask),
+            phase => *phase = Phase::Asked(ask),
+        }
+    }
+
+    /// The same server by another network: no epoch changes, nobody is asked.
+    fn change_path(
+        &mut self,
+        to: Path,
+        reason: String,
+        pieces: Vec<Piece>,
+        lost: bool,
+        now: BootNs,
+        fx: &mut Effects,
+    ) {
+        if lost {
+            self.hold_down.departed(now);
+        }
+        self.budget.spend(now);
+        let evidence = pieces.iter().map(|p| p.of(self.settings.host)).collect();
+        let from = Some(to.scvm);
+        fx.push(Effect::Journal(Event::Verdict { from, to, reason: reason.clone(), evidence }));
+        self.go(Trip { path: to, reason, since: now, login_is_new: false, keep: None }, now, fx);
+    }
+
+    fn meta_is_usable(&self, now: BootNs) -> bool {
+        self.meta_up && self.meta_failed_at.is_none_or(|at| now.since(at) >= META_AWAY_NS)
+    }
+
+    /// The path carries: it is healthy now, by answers of its own.
+    fn is_usable(&self, path: Path, now: BootNs) -> bool {
+        let Some(state) = self.paths.get(&path) else { return false };
+        let fresh_ns = 3 * state.interval_ns.min(self.settings.standby_ns);
+        path.network != Network::Private
+            && self.has_carrier(path.network)
+            && state.health == Health::Healthy
+            && state.streak >= STREAK
+            && state.last_reply.is_some_and(|at| now.since(at) <= fresh_ns)
+            && !self.has_failed(path.scvm)
+    }
+
+    /// The path carries, and the server there can take a client.
+    pub(super) fn is_eligible(&self, path: Path, now: BootNs) -> bool {
+        let session = self.sessions.get(&path.scvm);
+        self.is_usable(path, now)
+            && self.servers.get(&path.scvm).and_then(|s| s.facts).is_some_and(|f| f.is_well() && f.enforcing)
+            && !matches!(session, Some(SessionState::Lost | SessionState::Absent))
+            && self.refused.get(&path.scvm).is_none_or(|until| now >= *until)
+    }
+
+    fn best(&self, now: BootNs, wanted: impl Fn(Path) -> bool) -> Option<Path> {
+        let paths = self.paths.keys().copied();
+        paths
+            .filter(|p| wanted(*p) && self.is_eligible(*p, now))
+            .min_by_key(|p| self.preference_key(*p, None))
+    }
+
+    /// Rank; then the server the host is at; then its own order.
+    fn preference_key(&self, path: Path, at: Option<ScvmId>) -> (u8, bool, usize) {
+        let position = self.order.iter().position(|s| *s == path.scvm).unwrap_or(usize::MAX);
+        (rank(path, self.settings.local), at.is_some_and(|at| at != path.scvm), position)
+    }
+
+    /// How long path and server have been well without a break.
+    fn stable_ns(&self, path: Path, now: BootNs) -> u64 {
+        let path_since = self.paths.get(&path).and_then(|s| s.healthy_since);
+        let server_since = self.servers.get(&path.scvm).and_then(|s| s.well_since);
+        match (path_since, server_since) {
+            (Some(a), Some(b)) => now.since(a.max(b)),
+            _ => 0,
+        }
+    }
+}

@@ -1,0 +1,350 @@
+//! The host's machine: pulses in, verdicts, moves and route changes out.
+//!
+//! | file | knows |
+//! |---|---|
+//! | [`path`] | one path: silence, and when it means loss |
+//! | [`verdict`] | one server: what its kernel says, and when it has failed |
+//! | [`choice`] | the order of targets, the budget, the wait before a return |
+//! | [`pulses`] | which pulse is due where, with which flags; what a reply changes |
+//! | [`decide`] | stay, change the path, or ask for a move |
+//! | [`moves`] | a move from Meta's order to the arrival |
+//! | [`route`] | the route: set, put back, adopted, refused |
+//! | [`report`] | what Meta and operators are told |
+//!
+//! Everything that can fail comes back as an [`Input`]; nothing is assumed to have worked.
+
+mod choice;
+mod decide;
+mod moves;
+mod path;
+mod pulses;
+mod report;
+mod route;
+mod verdict;
+
+#[cfg(test)]
+mod tests;
+
+pub use pulses::PulseFlag;
+pub use report::Local;
+pub use route::{Found, RouteFailure};
+pub use verdict::{Facts, Piece, Rank};
+
+use crate::ids::*;
+use crate::proto::*;
+use crate::timeline::Event;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, VecDeque};
+
+/// What the machine is told once. Times in ns.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Settings {
+    pub host: HostId,
+    pub local: ScvmId,
+    pub scvms: Vec<ScvmId>,
+    pub pulse_ns: u64,
+    pub standby_ns: u64,
+    /// Pulses to all that are neither active nor standby.
+    pub rest_ns: u64,
+    pub path_lost_ns: u64,
+    pub hold_down_ns: u64,
+    pub hold_down_max_ns: u64,
+}
+
+/// What outlives the process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Record {
+    /// The last login acted on (0: none).
+    pub epoch: Epoch,
+    pub scvm: Option<ScvmId>,
+    /// This epoch and all before it were let go: never affirmed again.
+    pub released: Option<Epoch>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum Input {
+    /// Every pulse period; `due` is when this one should have come.
+    Tick {
+        due: BootNs,
+    },
+    /// A verified pulse reply.
+    Reply {
+        path: Path,
+        sent_at: BootNs,
+        facts: Facts,
+    },
+    /// A pulse has left (or not: `error` is the network stack's hard no), at `at` instead of `due`.
+    Sent {
+        path: Path,
+        due: BootNs,
+        at: BootNs,
+        error: Option<String>,
+    },
+    /// A push stream of Meta is open (`true`), or the last one has closed.
+    MetaLink {
+        up: bool,
+    },
+    Order(FromMeta),
+    /// What became of a message: `Err` says why nobody took it.
+    MetaAnswer {
+        message: ToMeta,
+        result: Result<MetaReply, String>,
+    },
+    /// Carrier of the host's own interface.
+    Interface {
+        network: Network,
+        carrier: bool,
+    },
+    /// The route as it stands: after start, after every change seen, and when asked for.
+    RouteRead(Result<Found, String>),
+    RouteSet {
+        path: Path,
+        result: Result<(), RouteFailure>,
+    },
+    SocketsReset(Result<u32, String>),
+    Persisted {
+        record: Record,
+        result: Result<(), String>,
+    },
+    /// An operator allows a foreign route to be taken over.
+    Adopt,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum Effect {
+    SendPulse {
+        path: Path,
+        flag: PulseFlag,
+        epoch: Epoch,
+        scvm_boot: u64,
+        scvm_stamp: u64,
+        due: BootNs,
+    },
+    Meta(ToMeta),
+    ReadRoute,
+    /// Look, replace atomically, read back. `adopt`: take over what others have set.
+    ReplaceRoute {
+        path: Path,
+        adopt: bool,
+    },
+    /// All of this host's sockets to the service address; with `keep`, only those not bound to its address there.
+    DestroySockets {
+        keep: Option<Network>,
+    },
+    Persist(Record),
+    Journal(Event),
+}
+
+pub(crate) type Effects = Vec<Effect>;
+
+/// The login this host acts on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Current {
+    scvm: ScvmId,
+    epoch: Epoch,
+}
+
+/// The record on disk: one write at a time, the newest wish wins.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Disk {
+    wanted: Record,
+    written: Record,
+    writing: bool,
+    retry_at: Option<BootNs>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Machine {
+    settings: Settings,
+    started: BootNs,
+    /// SCVMs as this host prefers them.
+    order: Vec<ScvmId>,
+    paths: BTreeMap<Path, path::PathState>,
+    servers: BTreeMap<ScvmId, verdict::ServerState>,
+    /// When the latest answered pulses left, newest last.
+    answers: VecDeque<(BootNs, Path)>,
+    last_answer: Option<BootNs>,
+    /// Pulses that left too late, and ticks that came too late.
+    late: u64,
+    carriers: BTreeMap<Network, bool>,
+
+    meta_up: bool,
+    meta_failed_at: Option<BootNs>,
+    sessions: BTreeMap<ScvmId, SessionState>,
+    /// Meta's view has been seen, and it has no login for this host.
+    unknown_to_meta: bool,
+    /// No better place is looked for before.
+    improve_after: BootNs,
+    /// Meta refused the target, until when it is not asked for again.
+    refused: BTreeMap<ScvmId, BootNs>,
+    reported_at: Option<BootNs>,
+
+    login: Option<Current>,
+    /// Up to here everything was let go.
+    released: Option<Epoch>,
+    /// `released` was found on disk and Meta has not spoken yet.
+    released_before_start: bool,
+    disk: Disk,
+    phase: moves::Phase,
+    /// `Arrived` that Meta has not taken yet.
+    arrived: Option<(Epoch, Path, BootNs)>,
+    last_gap_ns: Option<u64>,
+
+    route: route::RouteState,
+    budget: choice::Budget,
+    hold_down: choice::HoldDown,
+    /// Server process behind the login; another one means that this host's connections are void.
+    incarnation: Incarnation,
+    reset_due: bool,
+    /// What was last complained about, by subject, so that it is said once.
+    faults: BTreeMap<&'static str, String>,
+}
+
+impl Machine {
+    /// `record` is what the last instance left on disk (default: nothing).
+    pub fn new(settings: Settings, record: Record, now: BootNs) -> Machine {
+        let order = choice::preference(settings.host, settings.local, &settings.scvms);
+        let networks = |s: ScvmId| {
+            let private = (s == settings.local).then_some(Network::Private);
+            [Network::Storage, Network::Management].into_iter().chain(private)
+        };
+        let paths = order
+            .iter()
+            .flat_map(|s| networks(*s).map(|network| Path { scvm: *s, network }))
+            .map(|path| (path, path::PathState::new(now, settings.standby_ns)))
+            .collect();
+        let login = record.scvm.map(|scvm| Current { scvm, epoch: record.epoch });
+        Machine {
+            started: now,
+            paths,
+            servers: order.iter().map(|s| (*s, verdict::ServerState::default())).collect(),
+            answers: VecDeque::new(),
+            last_answer: None,
+            late: 0,
+            carriers: BTreeMap::new(),
+            meta_up: false,
+            meta_failed_at: None,
+            sessions: BTreeMap::new(),
+            unknown_to_meta: false,
+            improve_after: now,
+            refused: BTreeMap::new(),
+            reported_at: None,
+            login,
+            released: record.released,
+            released_before_start: record.released.is_some(),
+            disk: Disk { wanted: record, written: record, writing: false, retry_at: None },
+            phase: moves::Phase::Settled,
+            arrived: None,
+            last_gap_ns: None,
+            route: route::RouteState::new(now),
+            budget: choice::Budget::new(now),
+            hold_down: choice::HoldDown::new(settings.hold_down_ns, settings.hold_down_max_ns, now),
+            incarnation: Incarnation(0),
+            reset_due: false,
+            faults: BTreeMap::new(),
+            order,
+            settings,
+        }
+    }
+
+    pub fn handle(&mut self, input: Input, now: BootNs) -> Vec<Effect> {
+        let mut fx = Effects::new();
+        match input {
+            Input::Tick { due } => self.tick(due, now, &mut fx),
+            Input::Reply { path, sent_at, facts } => self.reply(path, sent_at, facts, now, &mut fx),
+            Input::Sent { path, due, at, error } => self.sent(path, due, at, error, now),
+            Input::MetaLink { up } => {
+                self.meta_up = up;
+                if up {
+                    self.meta_failed_at = None;
+                    self.report_to_meta(now, &mut fx);
+                }
+            }
+            Input::Order(order) => self.order(order.order, now, &mut fx),
+            Input::MetaAnswer { message, result } => self.meta_answer(message, result, now, &mut fx),
+            Input::Interface { network, carrier } => self.interface(network, carrier, now, &mut fx),
+            Input::RouteRead(found) => self.route_read(found, now, &mut fx),
+            Input::RouteSet { path, result } => self.route_set(path, result, now, &mut fx),
+            Input::SocketsReset(result) => self.sockets_reset(result, now, &mut fx),
+            Input::Persisted { record, result } => self.persisted(record, result, now, &mut fx),
+            Input::Adopt => self.adopt(now, &mut fx),
+        }
+        fx
+    }
+
+    /// How often [`Input::Tick`] is wanted, ns.
+    pub fn tick_period_ns(&self) -> u64 {
+        self.settings.pulse_ns
+    }
+
+    fn tick(&mut self, due: BootNs, now: BootNs, fx: &mut Effects) {
+        self.judge_lateness(now.since(due), now);
+        self.pulse(now, due, fx);
+        self.judge(now, fx);
+        self.decide(now, fx);
+        self.go_on(now, fx);
+        self.write_record(now, fx);
+        if self.reported_at.is_none_or(|at| now.since(at) >= SEC) {
+            self.report_to_meta(now, fx);
+        }
+    }
+
+    fn interface(&mut self, network: Network, carrier: bool, now: BootNs, fx: &mut Effects) {
+        self.carriers.insert(network, carrier);
+        if !carrier {
+            let lost: Vec<Path> = self.paths.keys().copied().filter(|p| p.network == network).collect();
+            for path in lost {
+                let former = self.paths.get_mut(&path).and_then(path::PathState::fail);
+                self.tell_health(path, former, "no carrier on this host's interface", fx);
+            }
+            self.decide(now, fx);
+        } else {
+            fx.push(Effect::ReadRoute);
+        }
+    }
+
+    fn has_carrier(&self, network: Network) -> bool {
+        self.carriers.get(&network).copied().unwrap_or(true)
+    }
+
+    /// Journals a fault when it begins or changes.
+    fn fault(&mut self, subject: &'static str, what: String, fx: &mut Effects) {
+        if self.faults.get(subject) != Some(&what) {
+            fx.push(Effect::Journal(Event::Fault { what: what.clone() }));
+            self.faults.insert(subject, what);
+        }
+    }
+
+    fn want_record(&mut self, record: Record, now: BootNs, fx: &mut Effects) {
+        self.disk.wanted = record;
+        self.disk.retry_at = None;
+        self.write_record(now, fx);
+    }
+
+    fn write_record(&mut self, now: BootNs, fx: &mut Effects) {
+        let waits = self.disk.retry_at.is_some_and(|at| now < at);
+        if !self.disk.writing && !waits && self.disk.wanted != self.disk.written {
+            self.disk.writing = true;
+            fx.push(Effect::Persist(self.disk.wanted));
+        }
+    }
+
+    fn persisted(&mut self, record: Record, result: Result<(), String>, now: BootNs, fx: &mut Effects) {
+        self.disk.writing = false;
+        match result {
+            Ok(()) => {
+                self.disk.written = record;
+                self.disk.retry_at = None;
+                self.faults.remove("record");
+                self.release(now, fx);
+            }
+            Err(why) => {
+                // Nothing is known about what stands on disk now, so whatever is wanted is written again.
+                self.disk.retry_at = Some(now.plus(100 * MS));
+                self.fault("record", format!("the login record was not written: {why}"), fx);
+            }
+        }
+        self.write_record(now, fx);
+    }
+}

@@ -1,0 +1,423 @@
+//! A move, from the question to the arrival.
+//!
+//! `Settled → Asked → Moving → Arriving → Settled`. Meta's orders rule: `Moving` and `At` are followed from whatever
+//! phase, when their epoch is newer than all that was seen; older ones are ignored.
+
+use super::route::NextStep;
+use super::*;
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Ask {
+    pub to: Path,
+    pub from_epoch: Epoch,
+    pub planned: bool,
+    pub reason: String,
+    pub pieces: Vec<Piece>,
+    pub at: BootNs,
+}
+
+/// A server this host lets go of.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct LettingGo {
+    epoch: Epoch,
+    closed: bool,
+    idle_told_at: Option<BootNs>,
+    /// Meta has taken it in.
+    idle_taken: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Moving {
+    pub to: ScvmId,
+    pub epoch: Epoch,
+    letting_go: BTreeMap<ScvmId, LettingGo>,
+    from_epoch: Epoch,
+    since: BootNs,
+    released_told: bool,
+    /// The question behind this move, or a newer one because its target failed.
+    pub ask: Option<Ask>,
+}
+
+/// A way that Meta has acknowledged, or that needs no acknowledgement.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Trip {
+    pub path: Path,
+    pub reason: String,
+    /// When the host let go of its former server (a change of path: when it was decided).
+    pub since: BootNs,
+    /// The login is new: tell Meta of the arrival.
+    pub login_is_new: bool,
+    /// Sockets bound to this host's address there may stay.
+    pub keep: Option<Network>,
+}
+
+/// Route and sockets on the way.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Arriving {
+    pub trip: Trip,
+    pub step: NextStep,
+    pub retry_at: Option<BootNs>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Phase {
+    Settled,
+    Asked(Ask),
+    Moving(Moving),
+    Arriving(Arriving),
+}
+
+impl Phase {
+    pub fn concerns(&self, scvm: ScvmId) -> bool {
+        match self {
+            Phase::Settled => false,
+            Phase::Asked(ask) => ask.to.scvm == scvm,
+            Phase::Moving(moving) => moving.to == scvm || moving.letting_go.contains_key(&scvm),
+            Phase::Arriving(arriving) => arriving.trip.path.scvm == scvm,
+        }
+    }
+
+    /// The epoch that is being let go of there, and whether its kernel has confirmed.
+    pub fn letting_go(&self, scvm: ScvmId) -> Option<(Epoch, bool)> {
+        match self {
+            Phase::Moving(moving) => moving.letting_go.get(&scvm).map(|l| (l.epoch, l.closed)),
+            _ => None,
+        }
+    }
+
+    /// Under way, and what was let go of has not been told.
+    pub fn wants_release(&self) -> bool {
+        matches!(self, Phase::Moving(moving) if !moving.released_told)
+    }
+
+    fn ask(&self) -> Option<&Ask> {
+        match self {
+            Phase::Asked(ask) => Some(ask),
+            Phase::Moving(moving) => moving.ask.as_ref(),
+            _ => None,
+        }
+    }
+}
+
+impl Machine {
+    /// The newest epoch that Meta is known to have given out for this host.
+    fn newest_epoch(&self) -> Epoch {
+        let moving = match &self.phase {
+            Phase::Moving(moving) => moving.epoch,
+            _ => Epoch(0),
+        };
+        moving.max(self.login.map_or(Epoch(0), |l| l.epoch))
+    }
+
+    pub(super) fn released_on_disk(&self, epoch: Epoch) -> bool {
+        self.disk.written.released.is_some_and(|released| released >= epoch)
+    }
+
+    pub(super) fn order(&mut self, order: Order, now: BootNs, fx: &mut Effects) {
+        match order {
+            Order::View { view } => {
+                self.sessions = view.sessions.iter().map(|s| (s.scvm, s.state)).collect();
+                self.unknown_to_meta = !view.logins.iter().any(|l| l.login.host == self.settings.host);
+            }
+            Order::Moving { from, from_epoch, to, epoch } => {
+                self.moving(from, from_epoch, to, epoch, now, fx);
+            }
+            Order::At { scvm, epoch } => self.at(scvm, epoch, now, fx),
+            Order::MoveRefused { to, error } => self.move_refused(to, error, now, fx),
+            // Not for a host: an SCVM's orders, and the sign of life.
+            Order::Hello { .. } | Order::Prepare { .. } | Order::Revoke { .. } | Order::Admit { .. } => {}
+        }
+    }
+
+    fn moving(
+        &mut self,
+        from: Option<ScvmId>,
+        from_epoch: Epoch,
+        to: ScvmId,
+        epoch: Epoch,
+        now: BootNs,
+        fx: &mut Effects,
+    ) {
+        if let Phase::Moving(moving) = &mut self.phase
+            && moving.epoch == epoch
+        {
+            moving.released_told = false; // Meta asks again: it has not heard
+            return self.release(now, fx);
+        }
+        if epoch <= self.newest_epoch() {
+            return;
+        }
+        let ask = self.phase.ask().filter(|ask| ask.to.scvm == to).cloned();
+        let mut letting_go = match std::mem::replace(&mut self.phase, Phase::Settled) {
+            Phase::Moving(before) => before.letting_go,
+            _ => BTreeMap::new(),
+        };
+        let go = |epoch| LettingGo { epoch, closed: false, idle_told_at: None, idle_taken: false };
+        if let Some(from) = from {
+            letting_go.insert(from, go(from_epoch));
+        }
+        if let Some(login) = self.login {
+            letting_go.entry(login.scvm).or_insert(go(login.epoch));
+        }
+        self.budget.spend(now);
+        if ask.as_ref().is_some_and(|ask| !ask.planned) {
+            self.hold_down.departed(now);
+        }
+        self.released = self.released.max((from_epoch.0 > 0).then_some(from_epoch));
+        self.released = self.released.max(self.login.map(|l| l.epoch));
+        self.released_before_start = false;
+        self.phase = Phase::Moving(Moving {
+            to,
+            epoch,
+            letting_go,
+            from_epoch,
+            since: now,
+            released_told: false,
+            ask,
+        });
+        let login = self.login;
+        let record = Record {
+            epoch: login.map_or(from_epoch, |l| l.epoch.max(from_epoch)),
+            scvm: login.map(|l| l.scvm).or(from),
+            released: self.released,
+        };
+        self.want_record(record, now, fx);
+        self.release(now, fx);
+    }
+
+    /// Lets go, once the record of it is on disk: RELEASE on every network at once, then Meta is told.
+    pub(super) fn release(&mut self, now: BootNs, fx: &mut Effects) {
+        let Phase::Moving(moving) = &self.phase else { return };
+        if moving.released_told || self.released.is_some_and(|released| !self.released_on_disk(released)) {
+            return;
+        }
+        let from_epoch = moving.from_epoch;
+        let servers: Vec<ScvmId> =
+            moving.letting_go.iter().filter(|(_, l)| !l.closed).map(|(scvm, _)| *scvm).collect();
+        for path in self.paths.keys().filter(|p| servers.contains(&p.scvm)) {
+            fx.push(self.pulse_to(*path, now));
+        }
+        fx.push(Effect::Meta(ToMeta::Released { epoch: from_epoch }));
+        fx.push(Effect::Journal(Event::Released { epoch: from_epoch }));
+        if let Phase::Moving(moving) = &mut self.phase {
+            moving.released_told = true;
+        }
+    }
+
+    /// A reply from a server that is being let go of.
+    pub(super) fn closed_seen(&mut self, scvm: ScvmId, facts: &Facts, now: BootNs, fx: &mut Effects) {
+        let Phase::Moving(moving) = &mut self.phase else { return };
+        let Some(letting_go) = moving.letting_go.get_mut(&scvm) else { return };
+        let epoch = letting_go.epoch;
+        letting_go.closed |= facts.is_closed_for(epoch);
+        let told =
+            letting_go.idle_taken || letting_go.idle_told_at.is_some_and(|at| now.since(at) < 100 * MS);
+        if facts.is_idle_for(epoch) && moving.released_told && !told {
+            letting_go.idle_told_at = Some(now);
+            fx.push(Effect::Meta(ToMeta::FencedByPulse { scvm, epoch }));
+        }
+    }
+
+    fn at(&mut self, scvm: ScvmId, epoch: Epoch, now: BootNs, fx: &mut Effects) {
+        if epoch < self.newest_epoch() {
+            return;
+        }
+        if let Some(login) = self.login.filter(|l| l.epoch == epoch) {
+            if login.scvm != scvm {
+                let what = format!("Meta names {scvm} at {epoch}, where this host has {}", login.scvm);
+                return self.fault("login", what, fx);
+            }
+            return self.confirmed(login, now, fx);
+        }
+        let (since, reason, wish) = match &self.phase {
+            Phase::Moving(moving) => (
+                moving.since,
+                moving.ask.as_ref().map_or_else(|| "Meta moved the login".into(), |a| a.reason.clone()),
+                moving.ask.as_ref().map(|ask| ask.to),
+            ),
+            _ => (now, "Meta has the login there".to_string(), None),
+        };
+        self.login = Some(Current { scvm, epoch });
+        self.released_before_start = false;
+        self.unknown_to_meta = false;
+        self.incarnation = Incarnation(0);
+        self.reset_due = false;
+        self.phase = Phase::Settled;
+        let record = Record { epoch, scvm: Some(scvm), released: self.released };
+        self.want_record(record, now, fx);
+
+        let here = match (self.route.wanted, &self.route.found) {
+            (Some(path), _) if path.scvm == scvm => Some(path),
+            (None, Some(Found::Ours(path))) if path.scvm == scvm => Some(*path),
+            _ => None,
+        };
+        match here.filter(|p| self.health(*p) != Health::Failed) {
+            // A planned move was given up, for one: the same server, a new epoch, nothing else changes.
+            Some(path) if self.route.stands(path) => {
+                self.route.want(path, now);
+                // Not at once again: whatever held the drain up is still there.
+                self.hold_down.departed(now);
+                self.improve_after = now.plus(self.hold_down.wait_ns(now).max(10 * SEC));
+                self.has_arrived(epoch, path, now, fx);
+            }
+            _ => {
+                let path = self.path_to(scvm, wish);
+                self.go(Trip { path, reason, since, login_is_new: true, keep: None }, now, fx);
+            }
+        }
+    }
+
+    /// Meta says what this host has already.
+    fn confirmed(&mut self, login: Current, now: BootNs, fx: &mut Effects) {
+        if self.released_before_start {
+            // A former instance had let go, and Meta, which gives out every epoch, says that nothing came of it.
+            self.released_before_start = false;
+            self.released = None;
+            self.want_record(Record { epoch: login.epoch, scvm: Some(login.scvm), released: None }, now, fx);
+        }
+        if matches!(self.phase, Phase::Settled | Phase::Asked(_)) && self.route.found.is_some() {
+            match self.route.wanted {
+                Some(path) if path.scvm == login.scvm => self.has_arrived(login.epoch, path, now, fx),
+                _ => {
+                    let path = self.path_to(login.scvm, None);
+                    let reason = "the login stands there".to_string();
+                    self.go(Trip { path, reason, since: now, login_is_new: true, keep: None }, now, fx);
+                }
+            }
+        }
+    }
+
+    /// Sets out: route, then sockets, then the news.
+    pub(super) fn go(&mut self, trip: Trip, now: BootNs, fx: &mut Effects) {
+        let step = if self.route.stands(trip.path) { NextStep::Sockets } else { NextStep::Route };
+        self.route.want(trip.path, now);
+        self.phase = Phase::Arriving(Arriving { trip, step, retry_at: None });
+        self.take_step(now, fx);
+    }
+
+    /// Emits what the present step of the arrival needs.
+    pub(super) fn take_step(&mut self, now: BootNs, fx: &mut Effects) {
+        let adopt = self.route.adopt;
+        let blocked = self.route.blocked_by().is_some();
+        let Phase::Arriving(arriving) = &mut self.phase else { return };
+        // A result that never comes back must not end the story.
+        arriving.retry_at = Some(now.plus(SEC));
+        fx.push(match arriving.step {
+            // Not ours to touch: look whether it still stands.
+            NextStep::Route if blocked => Effect::ReadRoute,
+            NextStep::Route => Effect::ReplaceRoute { path: arriving.trip.path, adopt },
+            NextStep::Sockets => Effect::DestroySockets { keep: arriving.trip.keep },
+        });
+    }
+
+    pub(super) fn sockets_reset(&mut self, result: Result<u32, String>, now: BootNs, fx: &mut Effects) {
+        match result {
+            Ok(count) => {
+                self.faults.remove("sockets");
+                fx.push(Effect::Journal(Event::SocketsReset { count }));
+                let Phase::Arriving(arriving) = &self.phase else { return };
+                if arriving.step != NextStep::Sockets {
+                    return;
+                }
+                let Trip { path, since, login_is_new: new, .. } = arriving.trip;
+                self.last_gap_ns = Some(now.since(since));
+                self.phase = Phase::Settled;
+                match self.login.filter(|l| l.scvm == path.scvm && new) {
+                    Some(login) => self.has_arrived(login.epoch, path, now, fx),
+                    None => self.report_to_meta(now, fx),
+                }
+            }
+            Err(why) => {
+                self.fault("sockets", format!("old sockets were not destroyed: {why}"), fx);
+                match &mut self.phase {
+                    Phase::Arriving(arriving) => arriving.retry_at = Some(now.plus(100 * MS)),
+                    _ => self.reset_due = true,
+                }
+            }
+        }
+    }
+
+    fn has_arrived(&mut self, epoch: Epoch, path: Path, now: BootNs, fx: &mut Effects) {
+        // Affirmed at once on every network: the lease must not wait for the next tick.
+        for path in self.paths.keys().filter(|p| p.scvm == path.scvm) {
+            fx.push(self.pulse_to(*path, now));
+        }
+        self.phase = Phase::Settled;
+        self.arrived = Some((epoch, path, now));
+        fx.push(Effect::Meta(ToMeta::Arrived { epoch, path }));
+        self.report_to_meta(now, fx);
+    }
+
+    fn move_refused(&mut self, to: ScvmId, error: Refusal, now: BootNs, fx: &mut Effects) {
+        self.fault("move", format!("the move to {to} was refused: {error}"), fx);
+        if let Refusal::TargetNotReady { .. } | Refusal::UnknownScvm { .. } = error {
+            self.refused.insert(to, now.plus(SEC));
+        }
+        if let Refusal::StaleEpoch { .. } | Refusal::MoveToSelf { .. } = error {
+            self.report_to_meta(now, fx); // answered by what stands
+        }
+        match &mut self.phase {
+            Phase::Asked(ask) if ask.to.scvm == to => self.phase = Phase::Settled,
+            Phase::Moving(moving) if moving.to != to => moving.ask = None,
+            _ => {}
+        }
+    }
+
+    pub(super) fn meta_answer(
+        &mut self,
+        message: ToMeta,
+        result: Result<MetaReply, String>,
+        now: BootNs,
+        fx: &mut Effects,
+    ) {
+        let refused = match result {
+            Ok(MetaReply::Refused { error }) => error,
+            Ok(_) => {
+                self.meta_failed_at = None;
+                match message {
+                    ToMeta::Arrived { epoch, .. } if self.arrived.is_some_and(|(e, ..)| e <= epoch) => {
+                        self.arrived = None;
+                    }
+                    ToMeta::Move { .. } => {
+                        self.faults.remove("move");
+                    }
+                    ToMeta::FencedByPulse { scvm, epoch } => {
+                        if let Phase::Moving(moving) = &mut self.phase
+                            && let Some(going) = moving.letting_go.get_mut(&scvm)
+                        {
+                            going.idle_taken |= going.epoch == epoch;
+                        }
+                    }
+                    _ => {}
+                }
+                return;
+            }
+            Err(_) => {
+                self.meta_failed_at = Some(now);
+                match (&message, &mut self.phase) {
+                    (ToMeta::Move { .. }, Phase::Asked(_)) => self.phase = Phase::Settled,
+                    (ToMeta::Released { .. }, Phase::Moving(moving)) => moving.released_told = false,
+                    _ => {}
+                }
+                return;
+            }
+        };
+        match message {
+            ToMeta::Move { to, .. } => self.move_refused(to, refused, now, fx),
+            ToMeta::Arrived { .. } => self.arrived = None,
+            other => {
+                let what = format!("Meta refused {}: {refused}", name(&other));
+                self.fault("refused", what, fx);
+            }
+        }
+    }
+}
+
+fn name(message: &ToMeta) -> &'static str {
+    match message {
+        ToMeta::HostReport { .. } => "the report",
+        ToMeta::Released { .. } => "the release",
+        ToMeta::FencedByPulse { .. } => "what the pulse says of the fence",
+        _ => "a message",
+    }
+}

@@ -1,0 +1,78 @@
+//! What Meta and operators are told.
+
+use super::moves::Phase;
+use super::*;
+
+/// This host as its operator sees it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Local {
+    pub report: HostReport,
+    /// settled, asked, moving, arriving.
+    pub phase: String,
+    /// The server this host affirms, and at which epoch.
+    pub affirms: Option<(ScvmId, Epoch)>,
+    pub meta_up: bool,
+    /// Moves left before the budget is empty.
+    pub budget: u32,
+    /// How long a better place must have been well before the host goes there, ns.
+    pub hold_down_ns: u64,
+    /// How often this agent itself was late.
+    pub late: u64,
+    pub faults: Vec<String>,
+}
+
+impl Machine {
+    pub fn report(&self, now: BootNs) -> HostReport {
+        let private = Path { scvm: self.settings.local, network: Network::Private };
+        HostReport {
+            epoch: self.login.map_or(Epoch(0), |l| l.epoch),
+            scvm: self.login.map(|l| l.scvm),
+            path: match &self.route.found {
+                Some(Found::Ours(path)) => Some(*path),
+                Some(Found::Foreign { path, .. }) => *path,
+                Some(Found::None) => Some(private),
+                Some(Found::OursElsewhere(_)) | None => None,
+            },
+            reason: self.route.reason.clone(),
+            route_age_ns: now.since(self.route.since),
+            released: self.released.filter(|r| self.login.is_some_and(|l| *r >= l.epoch)),
+            last_move_gap_ns: self.last_gap_ns,
+            error: (!self.faults.is_empty())
+                .then(|| self.faults.values().map(String::as_str).collect::<Vec<_>>().join("; ")),
+            paths: self
+                .paths
+                .iter()
+                .map(|(path, state)| PathHealth {
+                    path: *path,
+                    state: if self.has_failed(path.scvm) { Health::Failed } else { state.health },
+                    rtt_ns: state.rtt_ns,
+                    last_reply_age_ns: state.last_reply.map(|at| now.since(at)),
+                })
+                .collect(),
+        }
+    }
+
+    pub fn local(&self, now: BootNs) -> Local {
+        Local {
+            report: self.report(now),
+            phase: match &self.phase {
+                Phase::Settled => "settled",
+                Phase::Asked(_) => "asked",
+                Phase::Moving(_) => "moving",
+                Phase::Arriving(_) => "arriving",
+            }
+            .into(),
+            affirms: self.login.filter(|l| self.may_affirm(l.epoch)).map(|l| (l.scvm, l.epoch)),
+            meta_up: self.meta_up,
+            budget: self.budget.clone().left(now),
+            hold_down_ns: self.hold_down.clone().wait_ns(now),
+            late: self.late,
+            faults: self.faults.values().cloned().collect(),
+        }
+    }
+
+    pub(super) fn report_to_meta(&mut self, now: BootNs, fx: &mut Effects) {
+        self.reported_at = Some(now);
+        fx.push(Effect::Meta(ToMeta::HostReport { report: self.report(now) }));
+    }
+}

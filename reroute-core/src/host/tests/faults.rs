@@ -1,0 +1,254 @@
+//! One fault at a time: what it means, and what it does not.
+
+use super::*;
+use crate::proto::EvidenceKind::*;
+
+/// Target, planned, kinds of evidence.
+fn ask(message: &ToMeta) -> (ScvmId, bool, Vec<EvidenceKind>) {
+    match message {
+        ToMeta::Move { to, planned, evidence, .. } => {
+            (*to, *planned, evidence.iter().map(|e| e.kind).collect())
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+fn second() -> ScvmId {
+    choice::preference(HostId(1), A, &[A, B, C])[1]
+}
+
+#[test]
+fn well_means_quiet() {
+    let mut world = World::settled();
+    world.run(20 * SEC);
+    assert_eq!(world.asks(), []);
+    assert_eq!(world.routes(), []);
+    assert_eq!(world.faults(), Vec::<String>::new());
+    assert_eq!(world.flags(A), [(PulseFlag::Affirm, Epoch(1))].into());
+    assert_eq!(world.flags(B), [(PulseFlag::Probe, Epoch(0))].into());
+}
+
+#[test]
+fn a_lost_storage_path_moves_to_another_scvms_storage() {
+    let mut world = World::settled();
+    world.down.insert(storage(A));
+    let (message, took) = world.run_until_asked(SEC);
+    assert_eq!(ask(&message), (second(), false, vec![PathLost]));
+    assert!((60 * MS..=100 * MS).contains(&took), "{took}");
+}
+
+#[test]
+fn own_storage_network_dead_means_management_and_back() {
+    let mut world = World::settled();
+    world.down.extend([storage(A), storage(B), storage(C)]);
+    world.run(200 * MS);
+    assert_eq!(world.routes(), [management(A)]);
+    assert_eq!(world.resets(), [None]);
+    assert_eq!(world.asks(), [], "the same server: nobody is asked");
+    assert_eq!(world.flags(A), [(PulseFlag::Affirm, Epoch(1))].into());
+    world.down.clear();
+    world.run(2900 * MS);
+    assert_eq!(world.routes().len(), 1, "not before it was well for the hold-down");
+    world.run(400 * MS);
+    assert_eq!(world.routes(), [management(A), storage(A)]);
+}
+
+#[test]
+fn no_carrier_of_ones_own_is_believed_at_once() {
+    let mut world = World::settled();
+    world.down.extend([storage(A), storage(B), storage(C)]);
+    world.input(Input::Interface { network: Network::Storage, carrier: false });
+    assert_eq!(world.routes(), [management(A)], "in the same moment");
+}
+
+#[test]
+fn a_dead_scvm_is_left_when_all_its_paths_are_silent() {
+    let mut world = World::settled();
+    world.cut(A);
+    let (message, took) = world.run_until_asked(SEC);
+    let (to, planned, evidence) = ask(&message);
+    assert_eq!((to, planned), (second(), false));
+    assert!(evidence == [AllPathsLost] || evidence == [PathLost], "{evidence:?}");
+    assert!(took <= 100 * MS, "{took}");
+}
+
+#[test]
+fn a_listener_gone_is_left_after_two_replies() {
+    let mut world = World::settled();
+    world.facts(A).listening = false;
+    let (message, took) = world.run_until_asked(SEC);
+    assert_eq!(ask(&message), (second(), false, vec![ListenerGone]));
+    assert!(took <= 20 * MS, "{took}");
+}
+
+#[test]
+fn silent_alone_is_busy_and_with_null_failed_it_is_hung() {
+    let mut world = World::settled();
+    world.facts(A).silent = true;
+    world.facts(A).calls_waiting = 100;
+    world.run(5 * SEC);
+    assert_eq!(world.asks(), []);
+    world.facts(A).silent = false;
+    world.facts(A).null_failed = true;
+    world.run(5 * SEC);
+    assert_eq!(world.asks(), []);
+    world.facts(A).silent = true;
+    let (message, _) = world.run_until_asked(SEC);
+    assert_eq!(ask(&message), (second(), false, vec![Silent, NullFailed]));
+}
+
+#[test]
+fn agent_or_meta_silence_is_no_verdict() {
+    let mut world = World::settled();
+    world.facts(A).agent_age_ns = 60 * SEC;
+    world.view(&[(A, SessionState::Lost), (B, SessionState::Alive), (C, SessionState::Alive)]);
+    world.input(Input::MetaLink { up: false });
+    world.run(10 * SEC);
+    assert_eq!((world.asks(), world.routes()), (vec![], vec![]));
+    assert!(world.flags(A).contains(&(PulseFlag::Affirm, Epoch(1))));
+}
+
+#[test]
+fn all_silent_together_is_about_me() {
+    for silence in [70, 200, 3000] {
+        let mut world = World::settled();
+        for scvm in [A, B, C] {
+            world.cut(scvm);
+        }
+        world.run(silence * MS);
+        world.down.clear();
+        world.run(SEC);
+        assert_eq!((world.asks(), world.routes()), (vec![], vec![]), "after {silence} ms");
+    }
+}
+
+#[test]
+fn a_late_sender_condemns_nobody() {
+    let mut world = World::settled();
+    world.late_ns = 15 * MS;
+    world.cut(A);
+    world.run(5 * SEC);
+    assert_eq!((world.asks(), world.routes()), (vec![], vec![]));
+    world.late_ns = 0;
+    world.run_until_asked(SEC);
+}
+
+#[test]
+fn replies_that_waited_in_a_queue_are_old_news() {
+    let mut world = World::settled();
+    let facts = Facts { listening: false, scvm_stamp: u64::MAX, ..*world.facts(A) };
+    for _ in 0..10 {
+        let sent_at = BootNs(world.now.0 - 500 * MS);
+        world.input(Input::Reply { path: storage(A), sent_at, facts });
+    }
+    assert_eq!(world.asks(), []);
+}
+
+#[test]
+fn no_healthy_target_means_stay() {
+    for spoil in [
+        |f: &mut Facts| f.listening = false,
+        |f: &mut Facts| f.silent = true,
+        |f: &mut Facts| f.null_failed = true,
+        |f: &mut Facts| f.enforcing = false,
+    ] {
+        let mut world = World::settled();
+        for scvm in [B, C] {
+            spoil(world.facts(scvm));
+        }
+        world.run(SEC);
+        world.facts(A).listening = false;
+        world.run(2 * SEC);
+        assert_eq!((world.asks(), world.routes()), (vec![], vec![]));
+    }
+}
+
+#[test]
+fn a_target_that_meta_calls_lost_is_none() {
+    let mut world = World::settled();
+    let third = if second() == B { C } else { B };
+    world.view(&[(A, SessionState::Alive), (second(), SessionState::Lost), (third, SessionState::Suspect)]);
+    world.facts(A).listening = false;
+    let (message, _) = world.run_until_asked(SEC);
+    assert_eq!(ask(&message).0, third);
+}
+
+#[test]
+fn a_lost_pulse_now_and_then_is_nothing() {
+    let mut world = World::settled();
+    for _ in 0..100 {
+        world.down.insert(storage(A));
+        world.run(20 * MS);
+        world.down.clear();
+        world.run(30 * MS);
+    }
+    assert_eq!((world.asks(), world.routes()), (vec![], vec![]));
+}
+
+#[test]
+fn without_meta_the_same_server_by_management() {
+    let mut world = World::settled();
+    world.input(Input::MetaLink { up: false });
+    world.down.insert(storage(A));
+    world.run(200 * MS);
+    assert_eq!((world.asks(), world.routes()), (vec![], vec![management(A)]));
+}
+
+#[test]
+fn a_meta_that_does_not_answer_is_not_waited_for() {
+    let mut world = World::settled();
+    world.meta_error = Some("no address answered".into());
+    world.down.insert(storage(A));
+    world.run(200 * MS);
+    assert_eq!(world.routes(), [management(A)]);
+}
+
+#[test]
+fn the_budget_ends_path_hunting() {
+    let mut world = World::settled();
+    let (mut at, mut epoch) = (A, 1);
+    let mut moves = 0;
+    // Whichever storage path is used dies; the others come back at once.
+    for _ in 0..200 {
+        world.down = [storage(at)].into();
+        world.run(150 * MS);
+        if let Some(ToMeta::Move { to, .. }) = world.asks().pop() {
+            world.log.clear();
+            epoch += 1;
+            moves += 1;
+            world.order(Order::Moving {
+                from: Some(at),
+                from_epoch: Epoch(epoch - 1),
+                to,
+                epoch: Epoch(epoch),
+            });
+            world.order(Order::At { scvm: to, epoch: Epoch(epoch) });
+            at = to;
+        }
+    }
+    assert!((4..=8).contains(&moves), "30 s: a burst of four and one per ten seconds, not {moves}");
+}
+
+#[test]
+fn a_restart_in_place_resets_the_sockets() {
+    let mut world = World::settled();
+    world.facts(A).server = Incarnation(2);
+    world.run(50 * MS);
+    assert_eq!(world.resets(), [None]);
+    world.run(SEC);
+    assert_eq!(world.resets().len(), 1, "once");
+    assert_eq!(world.routes(), []);
+}
+
+#[test]
+fn the_same_inputs_give_the_same_effects() {
+    let run = || {
+        let mut world = World::settled();
+        world.cut(A);
+        world.run(SEC);
+        world.down.clear();
+        world.run(SEC);
+        (world.log, world.machine)
+    };
+    assert!(run() == run());
+}

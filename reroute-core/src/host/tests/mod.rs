@@ -1,0 +1,308 @@
+//! A small world around the machine: networks that can be cut, servers that can fail, a Meta that is told what to say.
+
+mod faults;
+mod moving;
+mod random;
+mod routes;
+
+use super::*;
+use std::collections::BTreeSet;
+
+pub const A: ScvmId = ScvmId(1);
+pub const B: ScvmId = ScvmId(2);
+pub const C: ScvmId = ScvmId(3);
+const RTT: u64 = 200_000;
+
+pub fn storage(scvm: ScvmId) -> Path {
+    Path { scvm, network: Network::Storage }
+}
+pub fn management(scvm: ScvmId) -> Path {
+    Path { scvm, network: Network::Management }
+}
+
+pub fn settings() -> Settings {
+    Settings {
+        host: HostId(1),
+        local: A,
+        scvms: vec![A, B, C],
+        pulse_ns: 10 * MS,
+        standby_ns: 50 * MS,
+        rest_ns: SEC,
+        path_lost_ns: 60 * MS,
+        hold_down_ns: 3 * SEC,
+        hold_down_max_ns: 180 * SEC,
+    }
+}
+
+#[derive(Clone)]
+pub struct World {
+    pub machine: Machine,
+    pub now: BootNs,
+    pub down: BTreeSet<Path>,
+    pub facts: BTreeMap<ScvmId, Facts>,
+    /// Ticks and pulses come this late.
+    pub late_ns: u64,
+    pub route: Found,
+    pub route_error: Option<RouteFailure>,
+    pub persist_error: Option<String>,
+    pub meta_error: Option<String>,
+    pub log: Vec<(BootNs, Effect)>,
+    /// What must never happen, checked at every effect.
+    served_by: Option<(ScvmId, Epoch)>,
+    released: Option<Epoch>,
+    pub adopted: bool,
+    /// What comes back from the effects, in order.
+    coming: VecDeque<(BootNs, Input)>,
+}
+
+impl World {
+    pub fn new(record: Record, route: Found) -> World {
+        let now = BootNs(SEC);
+        let facts = Facts {
+            scvm_boot: 7,
+            server: Incarnation(1),
+            listening: true,
+            enforcing: true,
+            ..Facts::default()
+        };
+        let mut world = World {
+            machine: Machine::new(settings(), record, now),
+            now,
+            down: BTreeSet::new(),
+            facts: [A, B, C].map(|s| (s, facts)).into(),
+            late_ns: 0,
+            route: route.clone(),
+            route_error: None,
+            persist_error: None,
+            meta_error: None,
+            log: Vec::new(),
+            served_by: record.scvm.map(|s| (s, record.epoch)),
+            released: record.released,
+            adopted: false,
+            coming: VecDeque::new(),
+        };
+        world.input(Input::RouteRead(Ok(route)));
+        world.input(Input::MetaLink { up: true });
+        world
+    }
+
+    /// Logged in at A by storage for a while, at epoch 1.
+    pub fn settled() -> World {
+        let record = Record { epoch: Epoch(1), scvm: Some(A), released: None };
+        let mut world = World::new(record, Found::Ours(storage(A)));
+        world.run(SEC);
+        world.log.clear();
+        world
+    }
+
+    pub fn input(&mut self, input: Input) {
+        self.coming.push_back((self.now, input));
+        let before = self.now;
+        while let Some((at, input)) = self.coming.pop_front() {
+            self.now = self.now.max(at);
+            let effects = self.machine.handle(input, self.now);
+            self.carry_out(effects);
+        }
+        self.now = before;
+    }
+
+    fn comes(&mut self, input: Input) {
+        self.coming.push_back((self.now, input));
+    }
+
+    fn carry_out(&mut self, effects: Vec<Effect>) {
+        for effect in effects {
+            self.check(&effect);
+            self.log.push((self.now, effect.clone()));
+            match effect {
+                Effect::SendPulse { path, due, flag, epoch, .. } => {
+                    let at = self.now.plus(self.late_ns);
+                    self.comes(Input::Sent { path, due, at, error: None });
+                    self.pulse_reaches(path, flag, epoch);
+                }
+                Effect::ReplaceRoute { path, adopt } => {
+                    let foreign = matches!(self.route, Found::Foreign { .. });
+                    let result = match self.route_error.clone() {
+                        Some(error) => Err(error),
+                        None if foreign && !adopt => Err(RouteFailure::Foreign("foreign".into())),
+                        None => Ok(()),
+                    };
+                    if result.is_ok() {
+                        self.route = Found::Ours(path);
+                    }
+                    self.comes(Input::RouteSet { path, result });
+                }
+                Effect::DestroySockets { .. } => self.comes(Input::SocketsReset(Ok(1))),
+                Effect::Persist(record) => {
+                    let result = self.persist_error.clone().map_or(Ok(()), Err);
+                    self.comes(Input::Persisted { record, result });
+                }
+                Effect::ReadRoute => {
+                    let route = self.route.clone();
+                    self.comes(Input::RouteRead(Ok(route)));
+                }
+                Effect::Meta(message) => {
+                    let result = match &self.meta_error {
+                        Some(why) => Err(why.clone()),
+                        None => Ok(MetaReply::Ok { term: Term(1) }),
+                    };
+                    self.comes(Input::MetaAnswer { message, result });
+                }
+                Effect::Journal(_) => {}
+            }
+        }
+    }
+
+    fn pulse_reaches(&mut self, path: Path, flag: PulseFlag, epoch: Epoch) {
+        if self.down.contains(&path) {
+            return;
+        }
+        let sent_at = self.now;
+        let now = self.now.plus(RTT);
+        let Some(facts) = self.facts.get_mut(&path.scvm) else { return };
+        facts.scvm_stamp += 1;
+        if flag == PulseFlag::Release && facts.word_epoch <= epoch {
+            facts.word_epoch = epoch;
+            facts.word_rank = Rank::Released;
+        }
+        let facts = *facts;
+        self.coming.push_back((now, Input::Reply { path, sent_at, facts }));
+    }
+
+    fn check(&self, effect: &Effect) {
+        match effect {
+            Effect::ReplaceRoute { path, .. } => {
+                let (scvm, _) = self.served_by.expect("a route change without a login");
+                assert_eq!(path.scvm, scvm, "a route to a server that Meta has not said to serve us");
+                assert!(
+                    self.adopted || !matches!(self.route, Found::Foreign { .. }),
+                    "a foreign route would be replaced"
+                );
+            }
+            Effect::SendPulse { path, flag: PulseFlag::Affirm, epoch, .. } => {
+                assert!(self.released.is_none_or(|r| *epoch > r), "{epoch} was released and is affirmed");
+                assert_eq!(self.served_by, Some((path.scvm, *epoch)));
+            }
+            Effect::SendPulse { flag: PulseFlag::Release, .. } => {
+                assert!(self.released.is_some(), "a release that nobody ordered");
+            }
+            _ => {}
+        }
+    }
+
+    pub fn order(&mut self, order: Order) {
+        match &order {
+            Order::At { scvm, epoch } if self.served_by.is_none_or(|(_, e)| *epoch >= e) => {
+                if self.released == Some(*epoch) {
+                    self.released = None; // Meta confirms what a former instance had let go
+                }
+                self.served_by = Some((*scvm, *epoch));
+            }
+            Order::Moving { from_epoch, .. } => self.released = self.released.max(Some(*from_epoch)),
+            _ => {}
+        }
+        self.input(Input::Order(FromMeta { term: Term(1), seq: 1, order }));
+    }
+
+    pub fn view(&mut self, sessions: &[(ScvmId, SessionState)]) {
+        let sessions = sessions
+            .iter()
+            .map(|(scvm, state)| SessionView {
+                scvm: *scvm,
+                name: String::new(),
+                state: *state,
+                age_ns: 0,
+                keepalive_age_ns: None,
+                incarnation: Incarnation(1),
+                health: ServerHealth::default(),
+                reason: String::new(),
+            })
+            .collect();
+        self.order(Order::View { view: ClusterView { sessions, ..ClusterView::default() } });
+    }
+
+    /// Ticks for `ns`.
+    pub fn run(&mut self, ns: u64) {
+        let end = self.now.plus(ns);
+        while self.now < end {
+            let due = self.now.plus(self.machine.tick_period_ns());
+            self.now = due.plus(self.late_ns);
+            self.input(Input::Tick { due });
+        }
+    }
+
+    /// Runs until a question to Meta is seen, at most `ns`; returns it and how long that took.
+    pub fn run_until_asked(&mut self, ns: u64) -> (ToMeta, u64) {
+        let from = self.now;
+        while self.now.since(from) < ns {
+            self.run(10 * MS);
+            if let Some(ask) = self.asks().pop() {
+                return (ask, self.now.since(from));
+            }
+        }
+        panic!("no move was asked for within {} ms", ns / MS);
+    }
+
+    pub fn asks(&self) -> Vec<ToMeta> {
+        self.messages().into_iter().filter(|m| matches!(m, ToMeta::Move { .. })).collect()
+    }
+
+    pub fn messages(&self) -> Vec<ToMeta> {
+        self.log
+            .iter()
+            .filter_map(|(_, e)| match e {
+                Effect::Meta(message) => Some(message.clone()),
+                _ => None,
+            })
+            .collect()
+    }
+
+    pub fn routes(&self) -> Vec<Path> {
+        self.log
+            .iter()
+            .filter_map(|(_, e)| match e {
+                Effect::ReplaceRoute { path, .. } => Some(*path),
+                _ => None,
+            })
+            .collect()
+    }
+
+    pub fn resets(&self) -> Vec<Option<Network>> {
+        self.log
+            .iter()
+            .filter_map(|(_, e)| match e {
+                Effect::DestroySockets { keep } => Some(*keep),
+                _ => None,
+            })
+            .collect()
+    }
+
+    pub fn flags(&self, scvm: ScvmId) -> BTreeSet<(PulseFlag, Epoch)> {
+        self.log
+            .iter()
+            .filter_map(|(_, e)| match e {
+                Effect::SendPulse { path, flag, epoch, .. } if path.scvm == scvm => Some((*flag, *epoch)),
+                _ => None,
+            })
+            .collect()
+    }
+
+    pub fn faults(&self) -> Vec<String> {
+        self.log
+            .iter()
+            .filter_map(|(_, e)| match e {
+                Effect::Journal(Event::Fault { what }) => Some(what.clone()),
+                _ => None,
+            })
+            .collect()
+    }
+
+    pub fn cut(&mut self, scvm: ScvmId) {
+        let private = Path { scvm, network: Network::Private };
+        self.down.extend([storage(scvm), management(scvm), private]);
+    }
+
+    pub fn facts(&mut self, scvm: ScvmId) -> &mut Facts {
+        self.facts.get_mut(&scvm).unwrap()
+    }
+}

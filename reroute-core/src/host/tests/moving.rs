@@ -1,0 +1,273 @@
+//! A move step by step, and each step's failure.
+
+use super::*;
+
+fn moving(world: &mut World) {
+    world.order(Order::Moving { from: Some(A), from_epoch: Epoch(1), to: B, epoch: Epoch(2) });
+}
+
+/// What happened, in order, without the pulses that repeat.
+fn story(world: &World) -> Vec<String> {
+    let mut story: Vec<String> = Vec::new();
+    for (_, effect) in &world.log {
+        let line = match effect {
+            Effect::SendPulse { flag: PulseFlag::Probe, .. } => continue,
+            Effect::SendPulse { path, flag, epoch, .. } => format!("{flag:?} {} {}", path.scvm.0, epoch.0),
+            Effect::Meta(ToMeta::HostReport { .. }) | Effect::Journal(_) | Effect::ReadRoute => continue,
+            Effect::Meta(ToMeta::Released { epoch }) => format!("Released {}", epoch.0),
+            Effect::Meta(ToMeta::FencedByPulse { scvm, epoch }) => format!("Idle {} {}", scvm.0, epoch.0),
+            Effect::Meta(ToMeta::Arrived { epoch, path }) => format!("Arrived {} {}", epoch.0, path.network),
+            Effect::Meta(message) => format!("{message:?}"),
+            Effect::ReplaceRoute { path, .. } => format!("Route {} {}", path.scvm.0, path.network),
+            Effect::DestroySockets { keep } => format!("Reset {keep:?}"),
+            Effect::Persist(record) => {
+                format!("Persist {} {:?}", record.epoch.0, record.released.map(|r| r.0))
+            }
+        };
+        if story.last() != Some(&line) {
+            story.push(line);
+        }
+    }
+    story
+}
+
+#[test]
+fn a_move_goes_step_by_step() {
+    let mut world = World::settled();
+    moving(&mut world);
+    world.run(50 * MS);
+    world.order(Order::At { scvm: B, epoch: Epoch(2) });
+    world.run(20 * MS);
+    assert_eq!(
+        story(&world),
+        [
+            "Persist 1 Some(1)",
+            "Release 1 1",
+            "Released 1",
+            "Idle 1 1",
+            "Persist 2 Some(1)",
+            "Route 2 storage",
+            "Reset None",
+            "Affirm 2 2",
+            "Arrived 2 storage",
+            "Affirm 2 2",
+        ]
+    );
+    assert_eq!(world.machine.report(world.now).scvm, Some(B));
+    assert!(world.machine.report(world.now).last_move_gap_ns.unwrap() >= 50 * MS);
+}
+
+#[test]
+fn releases_go_out_on_every_network_until_the_kernel_says_closed() {
+    let mut world = World::settled();
+    world.cut(A);
+    moving(&mut world);
+    world.run(100 * MS);
+    let networks: BTreeSet<Network> = world
+        .log
+        .iter()
+        .filter_map(|(_, e)| match e {
+            Effect::SendPulse { path, flag: PulseFlag::Release, .. } => Some(path.network),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(networks.len(), 3);
+    let count = |w: &World| {
+        w.log.iter().filter(|(_, e)| matches!(e, Effect::SendPulse { flag: PulseFlag::Release, .. })).count()
+    };
+    assert!(count(&world) >= 30, "every 10 ms on three networks");
+    world.down.clear();
+    world.run(20 * MS);
+    let closed = count(&world);
+    world.run(100 * MS);
+    assert_eq!(count(&world), closed, "closed was seen");
+    assert!(story(&world).contains(&"Idle 1 1".to_string()));
+}
+
+#[test]
+fn calls_in_progress_are_no_idle_kernel() {
+    for busy in [
+        |f: &mut Facts| f.in_progress = 1,
+        |f: &mut Facts| f.orphans = 1,
+        |f: &mut Facts| f.enforcing = false,
+    ] {
+        let mut world = World::settled();
+        busy(world.facts(A));
+        moving(&mut world);
+        world.run(500 * MS);
+        assert!(!story(&world).contains(&"Idle 1 1".to_string()));
+    }
+}
+
+#[test]
+fn what_is_not_on_disk_is_not_released() {
+    let mut world = World::settled();
+    world.persist_error = Some("no space left on device".into());
+    moving(&mut world);
+    world.run(300 * MS);
+    let told = story(&world);
+    assert!(told.iter().all(|line| line.starts_with("Persist")), "{told:?}");
+    assert!(world.flags(A).iter().all(|(flag, _)| *flag == PulseFlag::Probe), "not affirmed either");
+    assert_eq!(world.faults().len(), 1);
+    world.persist_error = None;
+    world.run(200 * MS);
+    assert!(story(&world).contains(&"Released 1".to_string()));
+}
+
+#[test]
+fn meta_asks_again_and_is_told_again() {
+    let mut world = World::settled();
+    moving(&mut world);
+    moving(&mut world);
+    let told = world.messages().iter().filter(|m| matches!(m, ToMeta::Released { .. })).count();
+    assert_eq!(told, 2);
+}
+
+#[test]
+fn a_release_that_meta_did_not_hear_is_told_again() {
+    let mut world = World::settled();
+    world.meta_error = Some("unreachable".into());
+    moving(&mut world);
+    world.meta_error = None;
+    world.run(SEC);
+    let told = world.messages().iter().filter(|m| matches!(m, ToMeta::Released { .. })).count();
+    assert_eq!(told, 2);
+}
+
+#[test]
+fn old_orders_change_nothing() {
+    let mut world = World::settled();
+    moving(&mut world);
+    world.order(Order::At { scvm: B, epoch: Epoch(2) });
+    world.run(20 * MS);
+    let before = world.machine.report(world.now);
+    world.log.clear();
+    world.input(Input::Order(FromMeta {
+        term: Term(1),
+        seq: 9,
+        order: Order::At { scvm: A, epoch: Epoch(1) },
+    }));
+    world.order(Order::Moving { from: Some(A), from_epoch: Epoch(1), to: C, epoch: Epoch(2) });
+    world.run(20 * MS);
+    let after = world.machine.report(world.now);
+    assert_eq!((before.scvm, before.epoch, before.path), (after.scvm, after.epoch, after.path));
+    assert_eq!(world.routes(), []);
+}
+
+#[test]
+fn a_planned_move_given_up_changes_no_route() {
+    let mut world = World::settled();
+    moving(&mut world);
+    world.run(100 * MS);
+    world.log.clear();
+    world.order(Order::At { scvm: A, epoch: Epoch(3) });
+    world.run(20 * MS);
+    assert_eq!((world.routes(), world.resets()), (vec![], vec![]));
+    assert_eq!(world.flags(A), [(PulseFlag::Affirm, Epoch(3))].into());
+    assert!(world.messages().contains(&ToMeta::Arrived { epoch: Epoch(3), path: storage(A) }));
+}
+
+#[test]
+fn a_target_that_fails_meanwhile_is_replaced() {
+    let mut world = World::settled();
+    world.facts(A).listening = false;
+    world.run(50 * MS);
+    moving(&mut world);
+    world.log.clear();
+    world.facts(B).listening = false;
+    world.run(100 * MS);
+    let asks = world.asks();
+    assert!(matches!(asks[..], [ToMeta::Move { from_epoch: Epoch(2), to: C, .. }]), "{asks:?}");
+    world.order(Order::Moving { from: Some(B), from_epoch: Epoch(2), to: C, epoch: Epoch(3) });
+    world.run(20 * MS);
+    world.order(Order::At { scvm: C, epoch: Epoch(3) });
+    assert_eq!(world.routes(), [storage(C)]);
+}
+
+#[test]
+fn a_target_that_fails_on_arrival_is_left() {
+    let mut world = World::settled();
+    world.facts(A).listening = false;
+    world.route_error = Some(RouteFailure::Failed("network is down".into()));
+    moving(&mut world);
+    world.order(Order::At { scvm: B, epoch: Epoch(2) });
+    world.facts(B).listening = false;
+    world.run(100 * MS);
+    assert!(world.asks().iter().any(|m| matches!(m, ToMeta::Move { from_epoch: Epoch(2), to: C, .. })));
+}
+
+#[test]
+fn a_route_that_cannot_be_set_is_tried_again_and_told() {
+    let mut world = World::settled();
+    world.route_error = Some(RouteFailure::Failed("network is unreachable".into()));
+    moving(&mut world);
+    world.order(Order::At { scvm: B, epoch: Epoch(2) });
+    world.run(SEC);
+    assert!(!world.messages().iter().any(|m| matches!(m, ToMeta::Arrived { .. })));
+    assert_eq!(world.faults(), ["network is unreachable"], "said once");
+    assert!(world.machine.report(world.now).error.unwrap().contains("unreachable"));
+    world.route_error = None;
+    world.run(200 * MS);
+    assert!(world.messages().contains(&ToMeta::Arrived { epoch: Epoch(2), path: storage(B) }));
+    assert_eq!(world.machine.report(world.now).error, None);
+}
+
+#[test]
+fn the_return_is_planned_and_waits() {
+    let mut world = World::settled();
+    world.facts(A).listening = false;
+    let (_, _) = world.run_until_asked(SEC);
+    moving(&mut world);
+    world.order(Order::At { scvm: B, epoch: Epoch(2) });
+    world.run(SEC);
+    world.log.clear();
+    world.facts(A).listening = true;
+    let (message, took) = world.run_until_asked(10 * SEC);
+    assert!(matches!(message, ToMeta::Move { from_epoch: Epoch(2), to: A, planned: true, .. }));
+    assert!((3 * SEC..3300 * MS).contains(&took), "{took}");
+}
+
+#[test]
+fn a_refused_target_is_not_asked_for_at_once_again() {
+    let mut world = World::settled();
+    world.facts(A).listening = false;
+    let (message, _) = world.run_until_asked(SEC);
+    let ToMeta::Move { to, .. } = message else { panic!() };
+    world.log.clear();
+    world.order(Order::MoveRefused { to, error: Refusal::TargetNotReady { scvm: to } });
+    let (message, _) = world.run_until_asked(SEC);
+    let ToMeta::Move { to: other, .. } = message else { panic!() };
+    assert_ne!(other, to);
+}
+
+#[test]
+fn the_first_login_takes_the_best_target() {
+    let mut world = World::new(Record::default(), Found::None);
+    world.run(SEC);
+    assert_eq!(world.asks(), [], "Meta has not said that there is none");
+    world.view(&[]);
+    let (message, _) = world.run_until_asked(SEC);
+    assert!(matches!(message, ToMeta::Move { from_epoch: Epoch(0), to: A, .. }));
+    assert_eq!(world.routes(), []);
+    world.order(Order::At { scvm: A, epoch: Epoch(1) });
+    assert_eq!(world.routes(), [storage(A)]);
+}
+
+#[test]
+fn a_new_instance_affirms_unless_it_had_let_go() {
+    let record = Record { epoch: Epoch(4), scvm: Some(B), released: None };
+    let mut world = World::new(record, Found::Ours(storage(B)));
+    world.run(100 * MS);
+    assert_eq!(world.flags(B), [(PulseFlag::Affirm, Epoch(4))].into());
+
+    let record = Record { released: Some(Epoch(4)), ..record };
+    let mut world = World::new(record, Found::Ours(storage(B)));
+    world.run(SEC);
+    assert_eq!(world.flags(B), [(PulseFlag::Probe, Epoch(4))].into());
+    assert_eq!(world.machine.report(world.now).released, Some(Epoch(4)));
+    world.log.clear();
+    world.order(Order::At { scvm: B, epoch: Epoch(4) });
+    world.run(50 * MS);
+    assert!(world.flags(B).contains(&(PulseFlag::Affirm, Epoch(4))), "Meta has confirmed it");
+    assert_eq!(world.routes(), []);
+}
