@@ -1,6 +1,7 @@
 //! The real-time thread: inputs in, effects out.
 
 use super::epoch_file::Publisher;
+use super::listener::Listener;
 use super::metrics::Metrics;
 use super::null_rpc::Prober;
 use super::operator::{self, Request, Shared, Snapshot};
@@ -48,6 +49,7 @@ struct Driver {
     sensor: Sensor,
     meta: MetaClient,
     process: Watcher,
+    listener: Listener,
     journal: Journal,
     publisher: Option<Publisher>,
     probes: mpsc::UnboundedSender<Probe>,
@@ -62,7 +64,7 @@ struct Driver {
     polled: BootNs,
     clients_read: BootNs,
     shown: BootNs,
-    /// The sensor's last failure to be read, so that each is recorded once.
+    /// The last failure to read the kernel's state.
     sensor_fault: Option<String>,
 }
 
@@ -91,6 +93,8 @@ pub async fn run(start: Start) -> anyhow::Result<()> {
         None => None,
     };
     let address = SocketAddr::new(config.cluster.service_address.into(), config.cluster.service_port);
+    let listener = Listener::new(config.cluster.service_address, config.cluster.service_port)
+        .context("cannot ask the kernel for listening sockets")?;
     let probes = prober(Prober::new(address, ns(config.timing.null_rpc_ms)), results.clone());
 
     let names = config.cluster.hosts.iter().map(|h| (h.id, h.name.clone())).collect();
@@ -111,6 +115,7 @@ pub async fn run(start: Start) -> anyhow::Result<()> {
         sensor,
         meta,
         process: Watcher::new(entry.server.pidfile.clone(), results.clone()),
+        listener,
         journal,
         publisher,
         probes,
@@ -223,20 +228,29 @@ impl Driver {
         match result {
             Ok(value) => Some(value),
             Err(error) => {
-                let what = format!("{what}: {error}");
-                if self.sensor_fault.as_ref() != Some(&what) {
-                    self.journal.record(Event::Fault { what: what.clone() });
-                    self.sensor_fault = Some(what);
-                }
+                self.fault(format!("{what}: {error}"));
                 None
             }
+        }
+    }
+
+    /// Recorded once, until another one comes up.
+    fn fault(&mut self, what: String) {
+        if self.sensor_fault.as_ref() != Some(&what) {
+            self.journal.record(Event::Fault { what: what.clone() });
+            self.sensor_fault = Some(what);
         }
     }
 
     fn read_server(&mut self) {
         let read = self.sensor.server();
         if let Some(server) = self.note("reading the server's state", read) {
-            self.machine.handle(Input::Server(server_facts(&server)), clock::now());
+            let mut facts = server_facts(&server);
+            match self.listener.is_there() {
+                Ok(listening) => facts.listening = listening,
+                Err(error) => self.fault(format!("looking for the server's socket: {error}")),
+            }
+            self.machine.handle(Input::Server(facts), clock::now());
         }
     }
 

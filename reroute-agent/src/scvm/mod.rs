@@ -12,6 +12,7 @@
 
 mod driver;
 mod epoch_file;
+mod listener;
 mod metrics;
 mod null_rpc;
 mod operator;
