@@ -1,7 +1,8 @@
 //! The NULL procedure of the local server (RFC 5531 §11.1, RFC 1813 §3.3.0): does it answer at all?
 //!
 //! At most one connection is open, and at most one call outstanding on it: a hung server is not given a new
-//! connection with every probe, and a call that it answers late counts for the probe that sees the answer.
+//! connection with every probe. An answer counts for the probe during which it comes, whichever call it belongs to;
+//! one that came before says nothing about now.
 
 use reroute_core::ids::MS;
 use std::io;
@@ -69,6 +70,7 @@ impl Prober {
                 none.insert(Open { stream, outstanding: None, received: Vec::new() })
             }
         };
+        open.forget_old_answers()?;
         let xid = match open.outstanding {
             Some(xid) => xid,
             None => {
@@ -81,7 +83,7 @@ impl Prober {
         };
         loop {
             if let Some(record) = take_record(&mut open.received)? {
-                if record.get(..8) == Some(&[xid.to_be_bytes(), 1u32.to_be_bytes()].concat()[..]) {
+                if is_reply(&record, xid) {
                     open.outstanding = None;
                     return Ok(());
                 }
@@ -99,6 +101,31 @@ impl Prober {
             self.open = None;
         }
     }
+}
+
+impl Open {
+    /// Takes in what has come since the last probe.
+    fn forget_old_answers(&mut self) -> io::Result<()> {
+        loop {
+            match self.stream.try_read_buf(&mut self.received) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => return Err(error),
+            }
+        }
+        while let Some(record) = take_record(&mut self.received)? {
+            if self.outstanding.is_some_and(|xid| is_reply(&record, xid)) {
+                self.outstanding = None;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A reply message (RFC 5531 §9) to this call; accepted or not, somebody answered.
+fn is_reply(record: &[u8], xid: u32) -> bool {
+    record.get(..8) == Some(&[xid.to_be_bytes(), 1u32.to_be_bytes()].concat()[..])
 }
 
 fn null_call(xid: u32) -> Vec<u8> {
@@ -159,7 +186,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_hung_server_gets_one_connection_and_its_late_answer_counts() {
+    async fn a_hung_server_gets_one_connection_and_an_answer_from_before_counts_for_nothing() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let mut prober = Prober::new(listener.local_addr().unwrap(), LIMIT);
         // The kernel takes the connection; nobody answers.
@@ -168,7 +195,14 @@ mod tests {
         assert!(!prober.probe().await.0);
         let (mut stream, _) = listener.accept().await.unwrap();
         answer(&mut stream).await;
-        assert!(prober.probe().await.0, "the server came back");
+        prober.open.as_ref().unwrap().stream.readable().await.unwrap();
+        assert!(!prober.probe().await.0, "it answered once, and hangs again");
+        let back = async {
+            tokio::task::yield_now().await;
+            answer(&mut stream).await;
+        };
+        let ((), (answered, _)) = tokio::join!(back, prober.probe());
+        assert!(answered, "the server came back while it was asked");
         let second = tokio::time::timeout(Duration::from_millis(20), listener.accept()).await;
         assert!(second.is_err(), "no second connection was made");
     }
