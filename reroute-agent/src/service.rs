@@ -169,3 +169,50 @@ pub fn ask_blocking<T: DeserializeOwned>(
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(ask(socket, method, path))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::meta::testing::Dir;
+    use std::os::unix::fs::PermissionsExt;
+
+    fn start(path: &Path) -> anyhow::Result<ServiceHandle> {
+        let hello = Router::new().route("/v1/status", get(|| async { axum::Json("here") }));
+        serve(path, None, Arc::default(), hello)
+    }
+
+    #[test]
+    fn answers_on_a_private_socket_and_cleans_up() {
+        let dir = Dir::new("service");
+        let path = dir.path().join("run/agent.sock");
+        let service = start(&path).unwrap();
+        let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        let said: String = ask_blocking(&path, axum::http::Method::GET, "/v1/status").unwrap();
+        assert_eq!(said, "here");
+        let refused = ask_blocking::<String>(&path, axum::http::Method::GET, "/v1/other").unwrap_err();
+        assert!(refused.is::<Refused>(), "{refused:#}");
+        drop(service);
+        assert!(!path.exists());
+        let nobody = ask_blocking::<String>(&path, axum::http::Method::GET, "/v1/status").unwrap_err();
+        assert!(nobody.to_string().contains("no agent answers"), "{nobody:#}");
+    }
+
+    #[test]
+    fn replaces_a_stale_socket_but_neither_a_live_one_nor_a_file() {
+        let dir = Dir::new("service-stale");
+        let path = dir.path().join("agent.sock");
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        assert!(path.exists(), "a dead agent's socket stays");
+        let service = start(&path).unwrap();
+        let second = start(&path).err().unwrap();
+        assert!(second.to_string().contains("another agent answers"), "{second:#}");
+        let said: String = ask_blocking(&path, axum::http::Method::GET, "/v1/status").unwrap();
+        assert_eq!(said, "here", "the first one is not disturbed");
+        drop(service);
+        std::fs::write(&path, "notes").unwrap();
+        let file = start(&path).err().unwrap();
+        assert!(file.to_string().contains("not a socket"), "{file:#}");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "notes");
+    }
+}
