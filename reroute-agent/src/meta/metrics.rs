@@ -128,7 +128,7 @@ fn seconds(ns: u64) -> f64 {
     ns as f64 / 1e9
 }
 
-/// One family of gauges: a value per label set.
+/// One family of gauges: a value per label set. The registry puts its prefix before the name.
 fn family<L: EncodeLabelSet>(
     encoder: &mut DescriptorEncoder,
     name: &str,
@@ -149,7 +149,7 @@ impl Collector for ViewCollector {
         let stale = clock::now().since(at);
         let e = &mut encoder;
         let none: [(&str, &str); 0] = [];
-        family(e, "reroute_meta_term", "Term of this Meta", [(none, view.term.0 as f64)].into_iter())?;
+        family(e, "term", "Term of this Meta", [(none, view.term.0 as f64)].into_iter())?;
         let states = [
             ("absent", SessionState::Absent),
             ("alive", SessionState::Alive),
@@ -159,14 +159,14 @@ impl Collector for ViewCollector {
         let counts = states.iter().map(|(name, state)| {
             ([("state", *name)], view.sessions.iter().filter(|s| s.state == *state).count() as f64)
         });
-        family(e, "reroute_meta_sessions", "SCVM sessions by state", counts)?;
+        family(e, "sessions", "SCVM sessions by state", counts)?;
         let ages = view.sessions.iter().filter_map(|s| {
             Some(([("scvm", s.name.clone())], seconds(s.keepalive_age_ns?.saturating_add(stale))))
         });
-        family(e, "reroute_meta_keepalive_age_seconds", "Since the last keepalive", ages)?;
+        family(e, "keepalive_age_seconds", "Since the last keepalive", ages)?;
         let bypass =
             view.sessions.iter().map(|s| ([("scvm", s.name.clone())], f64::from(u8::from(s.health.bypass))));
-        family(e, "reroute_meta_bypass", "1 while one-writer is suspended on this SCVM", bypass)?;
+        family(e, "bypass", "1 while one-writer is suspended on this SCVM", bypass)?;
         let host_name = |id| view.hosts.iter().find(|h| h.host == id).map(|h| h.name.clone());
         let scvm_name = |id| view.sessions.iter().find(|s| s.scvm == id).map(|s| s.name.clone());
         let logins = view.logins.iter().map(|l| {
@@ -181,18 +181,18 @@ impl Collector for ViewCollector {
             ];
             (labels, l.login.epoch().0 as f64)
         });
-        family(e, "reroute_meta_login_epoch", "Epoch of each host's login", logins)?;
+        family(e, "login_epoch", "Epoch of each host's login", logins)?;
         let moving =
             view.logins.iter().filter(|l| matches!(l.login.state, LoginState::Moving { .. })).map(|l| {
                 let age = seconds(l.age_ns.saturating_add(stale));
                 ([("host", host_name(l.login.host).unwrap_or_default())], age)
             });
-        family(e, "reroute_meta_moving_seconds", "How long moves under way have taken", moving)?;
+        family(e, "moving_seconds", "How long moves under way have taken", moving)?;
         let reports = view.hosts.iter().filter_map(|h| {
             Some(([("host", h.name.clone())], seconds(h.report_age_ns?.saturating_add(stale))))
         });
-        family(e, "reroute_meta_host_report_age_seconds", "Since the host's agent was heard", reports)?;
+        family(e, "host_report_age_seconds", "Since the host's agent was heard", reports)?;
         let unheard = view.hosts.iter().filter(|h| h.report.is_none()).count() as f64;
-        family(e, "reroute_meta_hosts_unheard", "Hosts not heard in this term", [(none, unheard)].into_iter())
+        family(e, "hosts_unheard", "Hosts not heard in this term", [(none, unheard)].into_iter())
     }
 }

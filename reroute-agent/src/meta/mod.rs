@@ -17,6 +17,7 @@ pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 
+use crate::cli::Refused;
 use crate::config::{Config, ns};
 use crate::journal::Journal;
 use crate::service::ServiceHandle;
@@ -28,8 +29,9 @@ use metrics::Metrics;
 use reroute_core::meta::{SessionMaster, Settings};
 use reroute_core::timeline::Event;
 use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
 use std::sync::Arc;
-use store::{Opened, Redb, Store, Written};
+use store::{Opened, Redb, Store, StoreError, Written};
 use tokio::sync::mpsc;
 
 /// Calls that may wait for the driver.
@@ -77,14 +79,18 @@ impl Meta {
         );
         let mut listeners = Vec::new();
         for &address in &section.listen {
-            let listener = TcpListener::bind(address).with_context(|| {
-                format!("[meta] listen: cannot listen on {address}: is it this node's, and free?")
+            let listener = TcpListener::bind(address).map_err(|error| {
+                Refused(format!(
+                    "[meta] listen: cannot listen on {address} ({error}): is it this node's, and free?"
+                ))
             })?;
             listener.set_nonblocking(true)?;
             listeners.push((address, listener));
         }
-        let mut store = Redb::at(&section.state_dir)?;
-        let opened = store.open(&config.cluster.id)?;
+        let (store, opened) = open(&section.state_dir, &config.cluster.id).map_err(|error| match error {
+            StoreError::InUse { .. } | StoreError::OtherCluster { .. } => Refused(error.to_string()).into(),
+            other => anyhow::Error::from(other),
+        })?;
         let journal = Journal::open(&section.state_dir, "meta")
             .with_context(|| format!("journal in {}", section.state_dir.display()))?;
         let metrics = Metrics::new();
@@ -132,6 +138,12 @@ impl Meta {
         drop(service);
         ended
     }
+}
+
+fn open(dir: &Path, cluster: &str) -> Result<(Redb, Opened), StoreError> {
+    let mut store = Redb::at(dir)?;
+    let opened = store.open(cluster)?;
+    Ok((store, opened))
 }
 
 fn settings(config: &Config, opened: &Opened) -> Settings {
