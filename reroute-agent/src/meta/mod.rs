@@ -29,7 +29,6 @@ use metrics::Metrics;
 use reroute_core::meta::{SessionMaster, Settings};
 use reroute_core::timeline::Event;
 use std::net::{SocketAddr, TcpListener};
-use std::path::Path;
 use std::sync::Arc;
 use store::{Opened, Redb, Store, StoreError, Written};
 use tokio::sync::mpsc;
@@ -140,7 +139,7 @@ impl Meta {
     }
 }
 
-fn open(dir: &Path, cluster: &str) -> Result<(Redb, Opened), StoreError> {
+fn open(dir: &std::path::Path, cluster: &str) -> Result<(Redb, Opened), StoreError> {
     let mut store = Redb::at(dir)?;
     let opened = store.open(cluster)?;
     Ok((store, opened))
