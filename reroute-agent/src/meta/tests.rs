@@ -375,3 +375,31 @@ async fn an_address_that_is_not_here_is_a_named_error() {
     assert!(error.contains("cannot listen on 203.0.113.1"), "{error}");
     assert!(!dir.path().join("meta").exists(), "nothing was touched");
 }
+
+/// A network that is down costs nothing as long as another one leads to Meta; and a copy changes nothing.
+#[tokio::test]
+async fn one_live_address_is_enough() {
+    let dir = Dir::new("meta-one");
+    let (dead, live) = (free_port(), free_port());
+    let both = config(&dir, "c1", &[dead, live], "");
+    let text = std::fs::read_to_string(&both.path).unwrap();
+    let only = text.replace(
+        &format!("listen = [\"127.0.0.1:{dead}\", \"127.0.0.1:{live}\"]"),
+        &format!("listen = [\"127.0.0.1:{live}\"]"),
+    );
+    assert_ne!(text, only);
+    std::fs::write(&both.path, only).unwrap();
+    let config = Config::load(&both.path).unwrap();
+    assert_eq!(config.cluster.meta.len(), 2);
+    let meta = Running::start(&config).await;
+    let scvm = Agent::start(&config, NodeId::Scvm(A));
+    let (term, _) = scvm.open_session().await;
+    for _ in 0..20 {
+        let beat = scvm.client.send(ToMeta::KeepAlive { term, health: well() }).await;
+        assert_eq!(beat, Ok(MetaReply::Ok { term }));
+    }
+    let view = &status(&config).await["view"];
+    assert_eq!(view["sessions"][0]["state"], "alive", "{view}");
+    assert_eq!(scvm.client.counters().unreachable.get(), 0);
+    meta.stop().await;
+}

@@ -2,10 +2,11 @@
 
 use super::{SEND_TIMEOUT, Shared, reply_direction};
 use crate::keys::{self, MAC_HEADER};
-use futures_util::stream::{FuturesUnordered, StreamExt};
 use reroute_core::proto::{Envelope, MetaReply, ToMeta, VERSION};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use tokio::sync::mpsc;
 
 const PATH: &str = "/v1/message";
 
@@ -21,7 +22,7 @@ pub enum SendError {
     Unwritable { why: String },
 }
 
-pub(super) async fn send(shared: &Shared, msg: ToMeta) -> Result<MetaReply, SendError> {
+pub(super) async fn send(shared: &Arc<Shared>, msg: ToMeta) -> Result<MetaReply, SendError> {
     let envelope = Envelope {
         version: VERSION,
         cluster: shared.cluster.clone(),
@@ -34,11 +35,18 @@ pub(super) async fn send(shared: &Shared, msg: ToMeta) -> Result<MetaReply, Send
     let body = bytes::Bytes::from(body);
     let mac = keys::message_mac(&shared.key, PATH, &body);
     shared.counters.sent.inc();
-    let mut posts: FuturesUnordered<_> =
-        shared.addresses.iter().map(|&address| post(shared, address, body.clone(), &mac)).collect();
+    // Each runs to its end: to cut off the slower ones would cost their connections, ten times a second.
+    let (answered, mut answers) = mpsc::unbounded_channel();
+    for &address in &shared.addresses {
+        let (shared, body, mac, answered) = (shared.clone(), body.clone(), mac.clone(), answered.clone());
+        tokio::spawn(async move {
+            let _ = answered.send(post(&shared, address, body, &mac).await);
+        });
+    }
+    drop(answered);
     let mut errors = Vec::new();
     let first = async {
-        while let Some(answer) = posts.next().await {
+        while let Some(answer) = answers.recv().await {
             match answer {
                 Ok(reply) => return Some(reply),
                 Err(error) => errors.push(error),
