@@ -308,3 +308,76 @@ fn what_comes_late_is_no_use_and_no_harm() {
         assert_eq!((reply, effects), (MetaReply::Ok { term: Term(1) }, vec![]));
     }
 }
+
+#[test]
+fn a_lapsed_session_is_not_revived() {
+    let mut w = at_a();
+    let scvm = NodeId::Scvm(A);
+    let open = ToMeta::SessionOpen { boot: Incarnation(1), health: well() };
+    let beat = ToMeta::KeepAlive { term: Term(1), health: well() };
+    send(&mut w.master, scvm, 1, open, w.now);
+    let later = w.now + 540 * MS;
+    assert_eq!(send(&mut w.master, scvm, 2, beat.clone(), later).0, MetaReply::Ok { term: Term(1) });
+    let lapsed = later + 551 * MS;
+    assert_eq!(refused(send(&mut w.master, scvm, 3, beat.clone(), lapsed).0), Refusal::NoSession);
+    let old_term = ToMeta::KeepAlive { term: Term(0), health: well() };
+    assert_eq!(refused(send(&mut w.master, scvm, 4, old_term, later).0), Refusal::NoSession);
+}
+
+/// A store that nobody can read may hold the move to B already, and that record does not fence C: C must not open.
+#[test]
+fn nobody_is_admitted_while_the_store_may_say_otherwise() {
+    let w = at_a();
+    let (mut m, now, version) = (w.master.clone(), w.now, w.store[&X].version);
+    let wish = |from_epoch, to| ToMeta::Move {
+        from_epoch: Epoch(from_epoch),
+        to,
+        planned: false,
+        reason: String::new(),
+        evidence: vec![],
+    };
+    let prepared = |epoch| ToMeta::Prepared { host: X, epoch: Epoch(epoch), error: None };
+    let stored = |effects: &[Effect]| {
+        effects
+            .iter()
+            .find_map(|e| match e {
+                Effect::Store { record, .. } => Some(record.clone()),
+                _ => None,
+            })
+            .expect("asked to store")
+    };
+    let admits = |effects: &[Effect]| {
+        effects.iter().any(|e| matches!(e, Effect::Push { order: Order::Admit { .. }, .. }))
+    };
+    send(&mut m, NodeId::Host(X), 1, wish(1, C), now);
+    send(&mut m, NodeId::Scvm(C), 2, prepared(2), now);
+    m.handle(Input::StoreDone { host: X, version: version + 1 }, BootNs(now));
+    send(&mut m, NodeId::Host(X), 3, wish(2, B), now);
+    let (_, effects) = send(&mut m, NodeId::Scvm(B), 4, prepared(3), now);
+    let to_b = stored(&effects);
+    assert_eq!(to_b.fencing().len(), 1, "C was told nothing yet: only A needs a fence");
+
+    // On its way to the store, and then perhaps there.
+    let fenced = ToMeta::Fenced { host: X, epoch: Epoch(1), proof: FenceProof::Drained };
+    for lost in [false, true] {
+        let mut m = m.clone();
+        if lost {
+            m.handle(Input::StoreFailed { host: X, why: "test".into(), found: None }, BootNs(now));
+        }
+        let (_, effects) = send(&mut m, NodeId::Scvm(A), 5, fenced.clone(), now);
+        assert!(!admits(&effects), "{effects:?}");
+        let open = ToMeta::SessionOpen { boot: Incarnation(1), health: well() };
+        let (reply, _) = send(&mut m, NodeId::Scvm(C), 6, open, now);
+        assert_eq!(reply, MetaReply::Session { term: Term(1), logins: vec![] });
+        if lost {
+            // What it knows is written again, and so it learns what is there.
+            let later = BootNs(now + 300 * MS);
+            let effects = m.handle(Input::Tick, later);
+            assert!(!admits(&effects), "{effects:?}");
+            assert_eq!(stored(&effects).moving_to(), Some(C));
+            let found = Some(Some(Versioned { version: version + 2, record: to_b.clone() }));
+            m.handle(Input::StoreFailed { host: X, why: "conflict".into(), found }, later);
+            assert_eq!(m.view(later).logins[0].login, to_b.login);
+        }
+    }
+}
