@@ -1,4 +1,5 @@
 mod chaos;
+mod nodes;
 mod table;
 mod world;
 

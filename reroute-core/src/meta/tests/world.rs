@@ -7,20 +7,20 @@ use std::collections::BTreeSet;
 /// What an SCVM's kernel holds for the host: grows only.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Word {
-    epoch: u64,
-    fenced: bool,
+    pub(super) epoch: u64,
+    pub(super) fenced: bool,
 }
 
 #[derive(Clone, Debug, Default)]
 pub struct Scvm {
     pub word: Word,
     pub up: bool,
-    incarnation: u64,
-    term: Option<Term>,
-    session_deadline: u64,
-    affirm_deadline: u64,
+    pub(super) incarnation: u64,
+    pub(super) term: Option<Term>,
+    pub(super) session_deadline: u64,
+    pub(super) affirm_deadline: u64,
     /// Admitted by an order that came after the session was asked for.
-    since_open: BTreeSet<u64>,
+    pub(super) since_open: BTreeSet<u64>,
     /// What it answers a revoke with: a proof, or that it waits.
     pub waits: bool,
     pub cannot_admit: bool,
@@ -28,15 +28,15 @@ pub struct Scvm {
 
 #[derive(Clone, Debug, Default)]
 pub struct Host {
-    released: u64,
+    pub(super) released: u64,
     /// Epoch and server it affirms.
-    at: Option<(u64, ScvmId)>,
-    moving: u64,
+    pub(super) at: Option<(u64, ScvmId)>,
+    pub(super) moving: u64,
     pub refused: u32,
 }
 
 #[derive(Clone, Debug)]
-enum Packet {
+pub(super) enum Packet {
     ToMeta { from: NodeId, incarnation: u64, seq: u64, msg: ToMeta, sent: u64 },
     Reply { to: NodeId, reply: MetaReply, sent: u64, incarnation: u64 },
     Push { to: NodeId, term: Term, order: Order },
@@ -56,12 +56,12 @@ pub enum StoreOutcome {
 pub struct World {
     pub now: u64,
     pub master: SessionMaster,
-    term: u64,
+    pub(super) term: u64,
     pub store: BTreeMap<HostId, Versioned>,
     pending: Option<(HostId, Option<u64>, Record)>,
-    network: Vec<Packet>,
+    pub(super) network: Vec<Packet>,
     requests: BTreeMap<u64, (NodeId, u64, u64)>,
-    next: u64,
+    pub(super) next: u64,
     pub scvms: BTreeMap<ScvmId, Scvm>,
     pub host: Host,
     pub journal: Vec<Event>,
@@ -104,7 +104,7 @@ impl World {
     }
 
     /// What must hold after every step.
-    fn check(&self) {
+    pub(super) fn check(&self) {
         let serving: Vec<_> =
             self.scvms.iter().filter(|(_, s)| self.admits_now(s)).map(|(id, s)| (*id, s.word)).collect();
         assert!(serving.len() <= 1, "two servers admit the host: {serving:?}; record {:?}", self.record());
@@ -242,77 +242,6 @@ impl World {
         self.master = SessionMaster::new(settings(self.term), self.store.clone(), BootNs(self.now));
     }
 
-    // --- nodes ---
-
-    fn send(&mut self, from: NodeId, msg: ToMeta) {
-        self.next += 1;
-        let incarnation = match from {
-            NodeId::Scvm(s) => self.scvms[&s].incarnation,
-            NodeId::Host(_) => 1,
-        };
-        self.network.push(Packet::ToMeta { from, incarnation, seq: self.next, msg, sent: self.now });
-    }
-
-    /// An SCVM's beat: a keepalive, or a new session if the old one is over.
-    pub fn beat(&mut self, id: ScvmId) {
-        let now = self.now;
-        let s = self.scvms.get_mut(&id).expect("configured");
-        if !s.up {
-            return;
-        }
-        let msg = match s.term {
-            Some(term) if now < s.session_deadline => ToMeta::KeepAlive { term, health: well() },
-            _ => {
-                s.since_open.clear();
-                ToMeta::SessionOpen { boot: Incarnation(1), health: well() }
-            }
-        };
-        self.send(NodeId::Scvm(id), msg);
-    }
-
-    /// The host's pulse reaches the server it affirms.
-    pub fn pulse(&mut self) {
-        let Some((epoch, id)) = self.host.at else { return };
-        let deadline = self.now + settings(1).affirm_ns;
-        let s = self.scvms.get_mut(&id).expect("configured");
-        if s.word == (Word { epoch, fenced: false }) {
-            s.affirm_deadline = deadline;
-        }
-        self.check();
-    }
-
-    /// An SCVM dies (its kernel too) or comes up again; a new boot admits nobody, but remembers no fence either.
-    pub fn power(&mut self, id: ScvmId) {
-        let s = self.scvms.get_mut(&id).expect("configured");
-        s.up = !s.up;
-        if s.up {
-            *s = Scvm { up: true, incarnation: s.incarnation + 1, word: s.word, ..Scvm::default() };
-        } else {
-            (s.session_deadline, s.affirm_deadline, s.term) = (0, 0, None);
-        }
-    }
-
-    pub fn ask(&mut self, to: ScvmId, planned: bool) {
-        let from_epoch = Epoch(self.host.at.map_or(0, |(e, _)| e).max(self.host.moving));
-        let reason = "test".to_string();
-        self.send(NodeId::Host(X), ToMeta::Move { from_epoch, to, planned, reason, evidence: vec![] });
-    }
-
-    pub fn report(&mut self) {
-        let report = HostReport {
-            epoch: Epoch(self.host.at.map_or(0, |(e, _)| e)),
-            scvm: self.host.at.map(|(_, s)| s),
-            path: None,
-            reason: String::new(),
-            route_age_ns: 0,
-            released: (self.host.released > 0).then_some(Epoch(self.host.released)),
-            last_move_gap_ns: None,
-            error: None,
-            paths: vec![],
-        };
-        self.send(NodeId::Host(X), ToMeta::HostReport { report });
-    }
-
     pub fn in_flight(&self) -> usize {
         self.network.len()
     }
@@ -340,96 +269,6 @@ impl World {
             Packet::Push { to: NodeId::Host(_), order, .. } => self.host_obeys(order),
         }
         self.check();
-    }
-
-    fn scvm_hears_reply(&mut self, id: ScvmId, reply: MetaReply, sent: u64, incarnation: u64) {
-        let (now, lease) = (self.now, settings(1).session_ns);
-        let s = self.scvms.get_mut(&id).expect("configured");
-        if !s.up || s.incarnation != incarnation {
-            return;
-        }
-        match reply {
-            MetaReply::Session { term, logins } => {
-                if s.term.is_some_and(|t| t > term) {
-                    return;
-                }
-                s.term = Some(term);
-                s.session_deadline = s.session_deadline.max(sent + lease);
-                let listed = logins.iter().find(|(h, _)| *h == X).map(|(_, e)| e.0);
-                match listed {
-                    Some(epoch) => s.word = s.word.max(Word { epoch, fenced: false }),
-                    None if s.since_open.contains(&s.word.epoch) => {}
-                    None => s.word.fenced = s.word.epoch > 0,
-                }
-            }
-            MetaReply::Ok { term } if s.term == Some(term) && now < s.session_deadline => {
-                s.session_deadline = s.session_deadline.max(sent + lease);
-            }
-            MetaReply::Ok { .. } => {}
-            MetaReply::Refused { error } => {
-                if error == Refusal::NoSession {
-                    s.term = None;
-                }
-            }
-        }
-    }
-
-    fn scvm_obeys(&mut self, id: ScvmId, _term: Term, order: Order) {
-        let s = self.scvms.get_mut(&id).expect("configured");
-        if !s.up {
-            return;
-        }
-        let answer = match order {
-            Order::Prepare { host, epoch } => ToMeta::Prepared { host, epoch, error: None },
-            Order::Revoke { host, epoch, planned } => {
-                s.word = s.word.max(Word { epoch: epoch.0, fenced: true });
-                if s.waits && planned {
-                    let why = "test".into();
-                    ToMeta::FenceWaits { host, epoch, in_progress: 1, orphans: 0, why }
-                } else {
-                    ToMeta::Fenced { host, epoch, proof: FenceProof::Drained }
-                }
-            }
-            Order::Admit { host, epoch } => {
-                let word = Word { epoch: epoch.0, fenced: false };
-                if s.cannot_admit || s.word > word {
-                    ToMeta::Admitted { host, epoch, error: Some("cannot".into()) }
-                } else {
-                    s.word = word;
-                    s.since_open.insert(epoch.0);
-                    ToMeta::Admitted { host, epoch, error: None }
-                }
-            }
-            _ => return,
-        };
-        self.send(NodeId::Scvm(id), answer);
-    }
-
-    fn host_obeys(&mut self, order: Order) {
-        let h = &mut self.host;
-        match order {
-            Order::Moving { from_epoch, epoch, .. } if epoch.0 > h.moving.max(h.at.map_or(0, |a| a.0)) => {
-                h.moving = epoch.0;
-                h.released = h.released.max(from_epoch.0);
-                h.at = h.at.filter(|(e, _)| *e > from_epoch.0);
-                let epoch = Epoch(h.released);
-                if h.released > 0 {
-                    self.send(NodeId::Host(X), ToMeta::Released { epoch });
-                }
-            }
-            Order::Moving { from_epoch, .. } if h.released >= from_epoch.0 && h.released > 0 => {
-                let epoch = Epoch(h.released);
-                self.send(NodeId::Host(X), ToMeta::Released { epoch });
-            }
-            Order::At { scvm, epoch } if epoch.0 > h.released && epoch.0 >= h.moving => {
-                h.at = Some((epoch.0, scvm));
-                h.moving = epoch.0;
-                let path = Path { scvm, network: Network::Storage };
-                self.send(NodeId::Host(X), ToMeta::Arrived { epoch, path });
-            }
-            Order::MoveRefused { .. } => h.refused += 1,
-            _ => {}
-        }
     }
 
     /// A round in which everything works: beats, pulses, every packet delivered in order, the store answering.
