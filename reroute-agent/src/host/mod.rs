@@ -1,5 +1,59 @@
-use crate::config::Config;
+//! The host role: I/O around [`reroute_core::host`].
+//!
+//! One real-time thread runs the machine, its pulses, its netlink and the link to Meta ([`driver`]). Disk writes go to
+//! tokio's blocking pool and come back as inputs; operators and `/metrics` are on service's thread and ask by a queue.
 
-pub fn run(_config: Config) -> anyhow::Result<()> {
-    anyhow::bail!("host: under construction")
+mod driver;
+mod kernel;
+mod metrics;
+mod operator;
+mod persist;
+mod pulse;
+
+pub use operator::{Adopted, Status};
+
+use crate::config::{Config, ConfigError};
+use crate::journal::Journal;
+use crate::{clock, realtime};
+use anyhow::Context;
+use reroute_core::host::Settings;
+use reroute_core::ids::SEC;
+
+/// Runs until SIGTERM or SIGINT; the route stays as it is. Errors: another instance runs, the state on disk cannot be
+/// read, an address or interface of the configuration is not there, no real-time rights.
+pub fn run(config: Config) -> anyhow::Result<()> {
+    let host = config.host()?.clone();
+    let node = config.cluster.host(host.id).context("checked with the section")?.clone();
+    let _lock = persist::Lock::take(&host.state_dir)?;
+    let record = persist::load(&host.state_dir)?;
+    let journal = Journal::open(&host.state_dir, &node.name)
+        .with_context(|| format!("cannot open the journal in {}", host.state_dir.display()))?;
+    let parts = driver::Parts { settings: settings(&config)?, config, host, node, record, journal };
+    let thread = realtime::run("host", async move || driver::run(parts).await)?;
+    match thread.join() {
+        Ok(result) => result,
+        Err(_) => anyhow::bail!("the host thread has panicked: see its message above"),
+    }
+}
+
+fn settings(config: &Config) -> Result<Settings, ConfigError> {
+    let host = config.host()?;
+    let ns = crate::config::ns;
+    let t = &config.timing;
+    Ok(Settings {
+        host: host.id,
+        local: config.cluster.host(host.id).map(|h| h.local_scvm).unwrap_or_default(),
+        scvms: config.cluster.scvms.iter().map(|s| s.id).collect(),
+        pulse_ns: ns(t.pulse_ms),
+        standby_ns: ns(t.standby_pulse_ms),
+        rest_ns: SEC,
+        path_lost_ns: ns(t.path_lost_ms),
+        hold_down_ns: ns(t.hold_down_ms),
+        hold_down_max_ns: ns(t.hold_down_max_ms),
+    })
+}
+
+/// Names this run of the agent, in pulses and messages.
+fn incarnation() -> reroute_core::ids::Incarnation {
+    clock::new_incarnation()
 }

@@ -10,4 +10,4 @@ pub mod sockets;
 mod connection;
 mod monitor;
 #[cfg(test)]
-mod namespace;
+pub(crate) mod namespace;

@@ -104,6 +104,7 @@ impl Machine {
     /// All is well here. Is there a better place, and has it been well for long enough?
     fn improve(&mut self, login: Current, here: Path, now: BootNs, fx: &mut Effects) {
         self.faults.remove("budget");
+        self.faults.remove("move");
         if now < self.improve_after {
             return;
         }

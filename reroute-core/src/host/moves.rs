@@ -381,6 +381,9 @@ impl Machine {
                     ToMeta::Move { .. } => {
                         self.faults.remove("move");
                     }
+                    ToMeta::HostReport { .. } => {
+                        self.faults.remove("refused");
+                    }
                     ToMeta::FencedByPulse { scvm, epoch } => {
                         if let Phase::Moving(moving) = &mut self.phase
                             && let Some(going) = moving.letting_go.get_mut(&scvm)

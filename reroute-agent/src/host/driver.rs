@@ -1,0 +1,347 @@
+//! The loop of the real-time thread: inputs to the machine, its effects to the kernel, the disk and Meta.
+//!
+//! | queue | from | when full |
+//! |---|---|---|
+//! | pulses | the sockets' receive buffers | the kernel drops; a lost pulse is a lost pulse |
+//! | link to Meta, route and link changes, results of sends and writes | tasks of this runtime | unbounded: none may be lost |
+//! | operators | service's thread | the operator waits |
+
+use super::kernel::Kernel;
+use super::metrics::Metrics;
+use super::operator::{self, Adopted, Request, Status};
+use super::persist;
+use super::pulse::{self, Pulses};
+use crate::config::{Config, Host, HostEntry};
+use crate::journal::Journal;
+use crate::meta_client::{LinkEvent, MetaClient};
+use crate::netlink::{links, route};
+use crate::{clock, service};
+use anyhow::Context;
+use prometheus_client::registry::Registry;
+use reroute_core::host::{Effect, Found, Input, Machine, Record, Settings};
+use reroute_core::ids::*;
+use reroute_core::proto::{ClusterView, EvidenceKind, Order, ToMeta};
+use reroute_core::timeline::Event;
+use std::collections::{BTreeSet, VecDeque};
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, MissedTickBehavior};
+
+/// Gauges are brought up to date this often.
+const SHOW_NS: u64 = 500 * MS;
+
+pub struct Parts {
+    pub settings: Settings,
+    pub config: Config,
+    pub host: Host,
+    pub node: HostEntry,
+    pub record: Record,
+    pub journal: Journal,
+}
+
+struct Driver {
+    machine: Machine,
+    kernel: Kernel,
+    pulses: Pulses,
+    meta: MetaClient,
+    meta_up: BTreeSet<SocketAddr>,
+    view: Option<ClusterView>,
+    found: Option<Found>,
+    parts: Parts,
+    metrics: Metrics,
+    shown_at: BootNs,
+    /// Results of what was spawned: messages to Meta, writes to disk.
+    results: mpsc::UnboundedSender<Input>,
+    inputs: VecDeque<Input>,
+}
+
+pub async fn run(parts: Parts) -> anyhow::Result<()> {
+    let incarnation = super::incarnation();
+    let id = parts.host.id;
+    let mut kernel =
+        Kernel::open(&parts.config, &parts.host, &parts.node).context("cannot read the routes")?;
+    let pulses = Pulses::open(&parts.config, &parts.host, &parts.node, incarnation)?;
+    // Before the first look, so that nothing between look and watch is missed.
+    let mut route_changes = route::watch(parts.config.cluster.service_address)?;
+    let names: Vec<String> = parts.host.interfaces.each().iter().map(|(_, name)| name.to_string()).collect();
+    let mut link_changes = links::watch(&names)?;
+    let (meta, mut meta_events) = MetaClient::start(&parts.config, NodeId::Host(id), incarnation)?;
+
+    let metrics = Metrics::default();
+    let mut registry = Registry::default();
+    metrics.register(&mut registry);
+    meta.counters().register(&mut registry);
+    let (requests, mut asked) = mpsc::channel(16);
+    let _service = service::serve(
+        &parts.host.socket,
+        parts.host.metrics,
+        Arc::new(registry),
+        operator::router(requests),
+    )?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+
+    let found = kernel.read_route();
+    let machine = Machine::new(parts.settings.clone(), parts.record, clock::now());
+    let adopted = match &found {
+        Ok(found) => format!("route: {found:?}; login on disk: {:?}", parts.record),
+        Err(why) => format!("route unreadable: {why}; login on disk: {:?}", parts.record),
+    };
+    parts.journal.record(Event::Started { role: "host".into(), adopted });
+    let (results, mut came) = mpsc::unbounded_channel();
+    let mut ticker = tokio::time::interval(Duration::from_nanos(machine.tick_period_ns()));
+    ticker.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    let mut driver = Driver {
+        machine,
+        kernel,
+        pulses,
+        meta,
+        meta_up: BTreeSet::new(),
+        view: None,
+        found: None,
+        parts,
+        metrics,
+        shown_at: BootNs(0),
+        results,
+        inputs: VecDeque::new(),
+    };
+    driver.route_was_read(found);
+
+    loop {
+        // In this order: replies that wait must be heard before a tick judges silence.
+        tokio::select! {
+            biased;
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            () = driver.pulses.readable() => driver.receive(),
+            Some(input) = came.recv() => driver.input(input),
+            Some(event) = meta_events.recv() => driver.meta_event(event),
+            Some(change) = route_changes.recv() => {
+                let _ = change;
+                let found = driver.kernel.read_route();
+                driver.route_was_read(found);
+            }
+            Some(change) = link_changes.recv() => driver.link_changed(change),
+            at = ticker.tick() => driver.tick(at),
+            Some(request) = asked.recv() => driver.operator(request),
+        }
+    }
+    Ok(())
+}
+
+impl Driver {
+    /// Hands an input to the machine and carries out what follows, until nothing does.
+    fn input(&mut self, input: Input) {
+        self.inputs.push_back(input);
+        while let Some(input) = self.inputs.pop_front() {
+            for effect in self.machine.handle(input, clock::now()) {
+                self.carry_out(effect);
+            }
+        }
+    }
+
+    fn carry_out(&mut self, effect: Effect) {
+        match effect {
+            Effect::SendPulse { path, flag, epoch, scvm_boot, scvm_stamp, due } => {
+                let sent = self.pulses.send(path, pulse::Request { flag, epoch, scvm_boot, scvm_stamp });
+                self.metrics.pulse_sent(path, sent.is_ok());
+                let (at, error) = match sent {
+                    Ok(at) => (at, None),
+                    // A full queue of our own is no evidence about anybody.
+                    Err(error) if is_transient(&error) => return,
+                    Err(error) => (clock::now(), Some(error.to_string())),
+                };
+                self.inputs.push_back(Input::Sent { path, due, at, error });
+            }
+            Effect::Meta(message) => self.tell_meta(message),
+            Effect::ReadRoute => {
+                let found = self.kernel.read_route();
+                self.found = found.clone().ok();
+                self.inputs.push_back(Input::RouteRead(found));
+            }
+            Effect::ReplaceRoute { path, adopt } => {
+                let result = self.kernel.replace_route(path, adopt);
+                if result.is_ok() {
+                    self.found = Some(Found::Ours(path));
+                }
+                self.inputs.push_front(Input::RouteSet { path, result });
+            }
+            Effect::DestroySockets { keep } => {
+                self.inputs.push_front(Input::SocketsReset(self.kernel.destroy_sockets(keep)));
+            }
+            Effect::Persist(record) => {
+                let (dir, results) = (self.parts.host.state_dir.clone(), self.results.clone());
+                tokio::spawn(async move {
+                    let written = tokio::task::spawn_blocking(move || persist::store(&dir, &record)).await;
+                    let result = match written {
+                        Ok(result) => result.map_err(|error| error.to_string()),
+                        Err(error) => Err(error.to_string()),
+                    };
+                    let _ = results.send(Input::Persisted { record, result });
+                });
+            }
+            Effect::Journal(event) => {
+                if let Event::Verdict { evidence, reason, .. } = &event {
+                    self.metrics.moved(cause(evidence.first().map(|e| e.kind), reason));
+                }
+                if let Event::Fault { what } = &event {
+                    tracing::warn!(what, "fault");
+                }
+                self.parts.journal.record(event);
+            }
+        }
+    }
+
+    fn tell_meta(&self, message: ToMeta) {
+        let (meta, results) = (self.meta.clone(), self.results.clone());
+        tokio::spawn(async move {
+            let result = meta.send(message.clone()).await.map_err(|error| error.to_string());
+            let _ = results.send(Input::MetaAnswer { message, result });
+        });
+    }
+
+    fn receive(&mut self) {
+        for received in self.pulses.receive() {
+            match received {
+                Ok(reply) => {
+                    self.metrics.pulse_answered(reply.path);
+                    let pulse::Reply { path, sent_at, received_at, facts } = reply;
+                    self.inputs.push_back(Input::Reply { path, sent_at, facts });
+                    self.run_at(received_at);
+                }
+                Err((network, reject)) => {
+                    self.metrics.pulse_rejected(network, reject);
+                    tracing::trace!(%network, reason = reject.name(), "pulse rejected");
+                }
+            }
+        }
+    }
+
+    /// The inputs that wait; the first of them happened at `at`.
+    fn run_at(&mut self, at: BootNs) {
+        let Some(first) = self.inputs.pop_front() else { return };
+        for effect in self.machine.handle(first, at) {
+            self.carry_out(effect);
+        }
+        while let Some(input) = self.inputs.pop_front() {
+            for effect in self.machine.handle(input, clock::now()) {
+                self.carry_out(effect);
+            }
+        }
+    }
+
+    fn tick(&mut self, deadline: Instant) {
+        self.receive();
+        let late_ns = Instant::now().saturating_duration_since(deadline).as_nanos() as u64;
+        let now = clock::now();
+        if late_ns > self.machine.tick_period_ns() {
+            self.metrics.late.inc();
+        }
+        self.input(Input::Tick { due: BootNs(now.0.saturating_sub(late_ns)) });
+        if now.since(self.shown_at) >= SHOW_NS {
+            self.shown_at = now;
+            let local = self.machine.local(now);
+            let paths: Vec<Path> = local.report.paths.iter().map(|p| p.path).collect();
+            self.metrics.show(&local, &paths, self.parts.journal.lost());
+        }
+    }
+
+    fn meta_event(&mut self, event: LinkEvent) {
+        match event {
+            LinkEvent::Up { address } => {
+                self.meta_up.insert(address);
+                self.input(Input::MetaLink { up: true });
+            }
+            LinkEvent::Down { address, why } => {
+                tracing::warn!(%address, why, "Meta's push stream is down");
+                self.meta_up.remove(&address);
+                if self.meta_up.is_empty() {
+                    self.input(Input::MetaLink { up: false });
+                }
+            }
+            LinkEvent::Order(order) => {
+                if let Order::View { view } = &order.order {
+                    self.view = Some(view.clone());
+                }
+                self.input(Input::Order(order));
+            }
+        }
+    }
+
+    fn route_was_read(&mut self, found: Result<Found, String>) {
+        self.found = found.clone().ok();
+        self.input(Input::RouteRead(found));
+    }
+
+    fn link_changed(&mut self, change: links::LinkChange) {
+        let interfaces = self.parts.host.interfaces.each().map(|(network, name)| (network, name.to_string()));
+        for (network, _) in interfaces.iter().filter(|(_, name)| *name == change.interface) {
+            if change.carrier
+                && let Err(error) = self.pulses.rebind(*network)
+            {
+                let what = format!("pulses on {} cannot be sent: {error}", change.interface);
+                self.parts.journal.record(Event::Fault { what });
+            }
+            self.input(Input::Interface { network: *network, carrier: change.carrier });
+        }
+    }
+
+    fn operator(&mut self, request: Request) {
+        match request {
+            Request::Status(answer) => {
+                let status = Status {
+                    role: "host".into(),
+                    node: self.parts.node.name.clone(),
+                    view: self.view.clone(),
+                    local: self.machine.local(clock::now()),
+                };
+                let _ = answer.send(Box::new(status));
+            }
+            Request::Adopt(answer) => {
+                let _ = answer.send(self.adopt());
+            }
+        }
+    }
+
+    fn adopt(&mut self) -> Result<Adopted, String> {
+        let read = self.kernel.read_route();
+        self.route_was_read(read);
+        let found = match &self.found {
+            Some(Found::Foreign { what, .. }) => what.clone(),
+            Some(Found::None) => {
+                return Err("no route to the service address stands: nothing to adopt".into());
+            }
+            Some(found) => return Err(format!("the route is ours already ({found:?}): nothing to adopt")),
+            None => return Err("the route cannot be read: see the status".into()),
+        };
+        self.input(Input::Adopt);
+        let replaced = matches!(self.found, Some(Found::Ours(_)));
+        Ok(Adopted { found, replaced })
+    }
+}
+
+/// The own stack is full for a moment, or the socket is not ready.
+fn is_transient(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
+        || error.raw_os_error() == Some(libc::ENOBUFS)
+}
+
+/// Bounded names for the metric; the journal has the whole story.
+fn cause(evidence: Option<EvidenceKind>, reason: &str) -> &'static str {
+    match evidence {
+        Some(EvidenceKind::ListenerGone) => "listener_gone",
+        Some(EvidenceKind::ProcessExit) => "process_exit",
+        Some(EvidenceKind::Silent | EvidenceKind::NullFailed) => "hung",
+        Some(EvidenceKind::PathLost) => "path_lost",
+        Some(EvidenceKind::AllPathsLost) => "all_paths_lost",
+        Some(EvidenceKind::CarrierLost) => "carrier_lost",
+        Some(EvidenceKind::KeepaliveLost) => "keepalive_lost",
+        Some(EvidenceKind::Operator) => "operator",
+        None if reason == "first login" => "first_login",
+        None => "better_place",
+    }
+}

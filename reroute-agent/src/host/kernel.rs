@@ -1,0 +1,92 @@
+//! The machine's words for routes and sockets, carried out.
+
+use crate::config::{Config, Host, HostEntry, interface_index};
+use crate::netlink::route::{NextHop, Route, RouteError, Table};
+use crate::netlink::sockets::{self, Filter};
+use reroute_core::host::{Found, RouteFailure};
+use reroute_core::ids::{Network, Path};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
+
+pub struct Kernel {
+    table: Table,
+    /// Next hop by path.
+    hops: Vec<(Path, Ipv4Addr)>,
+    interfaces: [(Network, String, Ipv4Addr); 3],
+    protocol: u8,
+    sockets: Filter,
+}
+
+impl Kernel {
+    pub fn open(config: &Config, host: &Host, node: &HostEntry) -> io::Result<Kernel> {
+        let cluster = &config.cluster;
+        let hops = cluster.scvms.iter().flat_map(|s| {
+            [(Network::Storage, s.storage), (Network::Management, s.management)]
+                .map(|(network, address)| (Path { scvm: s.id, network }, address))
+        });
+        let service = IpAddr::V4(cluster.service_address);
+        Ok(Kernel {
+            table: Table::open(cluster.service_address, host.route_protocol)?,
+            hops: hops.collect(),
+            interfaces: host.interfaces.each().map(|(n, name)| (n, name.to_string(), node.address(n))),
+            protocol: host.route_protocol,
+            sockets: Filter { local: None, remote: Some((service, Some(cluster.service_port))) },
+        })
+    }
+
+    pub fn read_route(&mut self) -> Result<Found, String> {
+        self.table.read().map(|routes| self.found(&routes)).map_err(|error| error.to_string())
+    }
+
+    fn found(&self, routes: &[Route]) -> Found {
+        let path = |route: &Route| {
+            let gateway = route.gateway?;
+            self.hops.iter().find(|(_, hop)| *hop == gateway).map(|(path, _)| *path)
+        };
+        let right_interface = |route: &Route, path: Path| {
+            let interface = self.interfaces.iter().find(|(network, ..)| *network == path.network);
+            interface.is_some_and(|(_, name, _)| route.oif.is_some() && interface_index(name) == route.oif)
+        };
+        if let Some(route) = routes.iter().find(|r| r.protocol != self.protocol) {
+            return Found::Foreign { what: route.to_string(), path: path(route) };
+        }
+        match routes {
+            [] => Found::None,
+            [one] => match path(one).filter(|path| !one.special && right_interface(one, *path)) {
+                Some(path) => Found::Ours(path),
+                None => Found::OursElsewhere(one.to_string()),
+            },
+            many => Found::OursElsewhere(many.iter().map(Route::to_string).collect::<Vec<_>>().join(", ")),
+        }
+    }
+
+    pub fn replace_route(&mut self, path: Path, adopt: bool) -> Result<(), RouteFailure> {
+        let failed = |why: String| RouteFailure::Failed(why);
+        let (_, gateway) = *self
+            .hops
+            .iter()
+            .find(|(p, _)| *p == path)
+            .ok_or_else(|| failed(format!("no next hop for {path}")))?;
+        let (_, name, source) = self
+            .interfaces
+            .iter()
+            .find(|(network, ..)| *network == path.network)
+            .ok_or_else(|| failed(format!("no interface for {path}")))?;
+        let oif = interface_index(name).ok_or_else(|| {
+            failed(format!("interface {name} does not exist: the route to {path} waits for it"))
+        })?;
+        match self.table.replace(NextHop { gateway, oif, source: *source }, adopt) {
+            Ok(_) => Ok(()),
+            Err(error @ RouteError::ForeignRoute { .. }) => Err(RouteFailure::Foreign(error.to_string())),
+            Err(error) => Err(failed(error.to_string())),
+        }
+    }
+
+    /// Destroys this host's sockets to the service address; with `keep`, not those bound to its address there.
+    pub fn destroy_sockets(&self, keep: Option<Network>) -> Result<u32, String> {
+        let kept = keep.and_then(|network| self.interfaces.iter().find(|(n, ..)| *n == network));
+        let kept = kept.map(|(.., address)| IpAddr::V4(*address));
+        sockets::destroy_where(&self.sockets, |tcp| Some(tcp.local.ip()) != kept)
+            .map_err(|error| error.to_string())
+    }
+}

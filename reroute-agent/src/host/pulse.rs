@@ -1,0 +1,337 @@
+//! Pulses on the wire: one UDP socket per network, bound to the host's address and interface there.
+
+use crate::clock;
+use crate::config::{Config, Host, HostEntry};
+use crate::keys::pulse_key;
+use anyhow::Context;
+use reroute_common::admission::{Word, rank};
+use reroute_common::pulse::{
+    LEN, MAC_OFFSET, MAGIC, PORT, Pulse, VERSION, direction_key, flags, kind, server,
+};
+use reroute_common::siphash;
+use reroute_core::host::{Facts, PulseFlag, Rank};
+use reroute_core::ids::*;
+use rustix::io::Errno;
+use rustix::net::{self, RecvFlags, SendFlags};
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::mem::offset_of;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use tokio::io::Interest;
+use tokio::net::UdpSocket;
+
+/// Pulses per path whose replies are still expected.
+const OUTSTANDING: usize = 256;
+
+/// Why a datagram on a pulse socket was not taken for a reply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Reject {
+    Size,
+    Address,
+    Magic,
+    Version,
+    Kind,
+    Host,
+    Scvm,
+    Mac,
+    /// Of a former run of this agent.
+    Incarnation,
+    /// Never sent, answered already, or too long ago.
+    Sequence,
+}
+
+impl Reject {
+    pub fn name(self) -> &'static str {
+        match self {
+            Reject::Size => "size",
+            Reject::Address => "address",
+            Reject::Magic => "magic",
+            Reject::Version => "version",
+            Reject::Kind => "kind",
+            Reject::Host => "host",
+            Reject::Scvm => "scvm",
+            Reject::Mac => "mac",
+            Reject::Incarnation => "incarnation",
+            Reject::Sequence => "sequence",
+        }
+    }
+}
+
+/// What is asked of one SCVM.
+#[derive(Clone, Copy, Debug)]
+pub struct Request {
+    pub flag: PulseFlag,
+    pub epoch: Epoch,
+    pub scvm_boot: u64,
+    pub scvm_stamp: u64,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Reply {
+    pub path: Path,
+    pub sent_at: BootNs,
+    pub received_at: BootNs,
+    pub facts: Facts,
+}
+
+struct Target {
+    address: SocketAddr,
+    key: [u64; 2],
+    outstanding: VecDeque<(u64, BootNs)>,
+}
+
+struct Link {
+    interface: String,
+    address: Ipv4Addr,
+    socket: UdpSocket,
+}
+
+pub struct Pulses {
+    host: HostId,
+    incarnation: Incarnation,
+    sequence: u64,
+    links: BTreeMap<Network, Link>,
+    targets: BTreeMap<Path, Target>,
+}
+
+fn bind(interface: &str, address: Ipv4Addr) -> io::Result<UdpSocket> {
+    let socket = std::net::UdpSocket::bind((address, 0))?;
+    // A pulse shows that this interface carries; another route to the same address would prove something else.
+    socket.set_nonblocking(true)?;
+    let socket = UdpSocket::from_std(socket)?;
+    socket.bind_device(Some(interface.as_bytes()))?;
+    Ok(socket)
+}
+
+impl Pulses {
+    /// Binds the sockets, on the current tokio runtime. Errors: an address of the configuration is not on this node.
+    pub fn open(
+        config: &Config,
+        host: &Host,
+        node: &HostEntry,
+        incarnation: Incarnation,
+    ) -> anyhow::Result<Pulses> {
+        let mut links = BTreeMap::new();
+        for (network, interface) in host.interfaces.each() {
+            let address = node.address(network);
+            let socket = bind(interface, address).with_context(|| {
+                format!(
+                    "cannot send pulses from {address} on {interface} ({network}): is that address on this node?"
+                )
+            })?;
+            links.insert(network, Link { interface: interface.to_string(), address, socket });
+        }
+        let cluster = &config.cluster;
+        let mut targets = BTreeMap::new();
+        for scvm in &cluster.scvms {
+            let private = (scvm.id == node.local_scvm).then_some((Network::Private, cluster.service_address));
+            let public = [(Network::Storage, scvm.storage), (Network::Management, scvm.management)];
+            for (network, address) in public.into_iter().chain(private) {
+                let target = Target {
+                    address: SocketAddr::new(IpAddr::V4(address), PORT),
+                    key: pulse_key(&config.key, host.id, scvm.id),
+                    outstanding: VecDeque::new(),
+                };
+                targets.insert(Path { scvm: scvm.id, network }, target);
+            }
+        }
+        Ok(Pulses { host: host.id, incarnation, sequence: 0, links, targets })
+    }
+
+    /// Binds anew: an interface that went away and came back is another one to the kernel.
+    pub fn rebind(&mut self, network: Network) -> io::Result<()> {
+        let Some(link) = self.links.get_mut(&network) else { return Ok(()) };
+        link.socket = bind(&link.interface, link.address)?;
+        Ok(())
+    }
+
+    /// Sends one pulse. Returns when it left.
+    pub fn send(&mut self, path: Path, request: Request) -> io::Result<BootNs> {
+        let (Some(link), Some(target)) = (self.links.get(&path.network), self.targets.get_mut(&path)) else {
+            return Err(io::Error::other(format!("{path} is not in the configuration")));
+        };
+        self.sequence += 1;
+        let now = clock::now();
+        let bytes = encode(&Header {
+            key: direction_key(target.key, kind::REQUEST),
+            host: self.host,
+            scvm: path.scvm,
+            incarnation: self.incarnation,
+            sequence: self.sequence,
+            time: now,
+            request,
+        });
+        // Straight to the kernel: tokio's idea of readiness may be older than now.
+        net::sendto(&link.socket, &bytes, SendFlags::DONTWAIT, &target.address)?;
+        if target.outstanding.len() == OUTSTANDING {
+            target.outstanding.pop_front();
+        }
+        target.outstanding.push_back((self.sequence, now));
+        Ok(now)
+    }
+
+    /// Waits until one of the sockets may have something to read.
+    pub async fn readable(&self) {
+        let mut waits: Vec<_> = self.links.values().map(|l| Box::pin(l.socket.readable())).collect();
+        std::future::poll_fn(|context| {
+            let ready = waits.iter_mut().any(|wait| wait.as_mut().poll(context).is_ready());
+            if ready { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+        })
+        .await;
+    }
+
+    /// Everything that has come in.
+    pub fn receive(&mut self) -> Vec<Result<Reply, (Network, Reject)>> {
+        let mut received = Vec::new();
+        for (network, link) in &self.links {
+            let mut buffer = [0; LEN + 1];
+            loop {
+                match net::recvfrom(&link.socket, &mut buffer, RecvFlags::DONTWAIT) {
+                    Ok((_, length, from)) => {
+                        let at = clock::now();
+                        if let Some(from) = from.and_then(|from| SocketAddr::try_from(from).ok()) {
+                            received.push((*network, length.min(buffer.len()), from, buffer, at));
+                        }
+                    }
+                    Err(Errno::AGAIN) => break,
+                    // What an earlier pulse ran into is reported here once (ICMP, a device gone); the next read goes on.
+                    Err(_) => continue,
+                }
+            }
+            // All was read: wait for the next edge. What comes meanwhile is one.
+            let _ = link.socket.try_io(Interest::READABLE, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
+        }
+        received
+            .into_iter()
+            .map(|(network, length, from, buffer, at)| {
+                self.decode(network, &buffer[..length], from, at).map_err(|reject| (network, reject))
+            })
+            .collect()
+    }
+
+    fn decode(
+        &mut self,
+        network: Network,
+        bytes: &[u8],
+        from: SocketAddr,
+        received_at: BootNs,
+    ) -> Result<Reply, Reject> {
+        let bytes: &[u8; LEN] = bytes.try_into().map_err(|_| Reject::Size)?;
+        let (path, target) = self
+            .targets
+            .iter_mut()
+            .find(|(path, target)| path.network == network && target.address == from)
+            .ok_or(Reject::Address)?;
+        let fields = Fields(bytes);
+        let checks = [
+            (fields.u32(offset_of!(Pulse, magic)) == MAGIC, Reject::Magic),
+            (bytes[offset_of!(Pulse, version)] == VERSION, Reject::Version),
+            (bytes[offset_of!(Pulse, kind)] == kind::REPLY, Reject::Kind),
+            (fields.u32(offset_of!(Pulse, host)) == self.host.0, Reject::Host),
+            (fields.u32(offset_of!(Pulse, scvm)) == path.scvm.0, Reject::Scvm),
+            (mac(direction_key(target.key, kind::REPLY), bytes) == fields.u64(MAC_OFFSET), Reject::Mac),
+            (fields.u64(offset_of!(Pulse, host_incarnation)) == self.incarnation.0, Reject::Incarnation),
+        ];
+        if let Some((_, reject)) = checks.into_iter().find(|(holds, _)| !holds) {
+            return Err(reject);
+        }
+        let (sequence, time) =
+            (fields.u64(offset_of!(Pulse, seq)), BootNs(fields.u64(offset_of!(Pulse, host_time))));
+        let position = target.outstanding.iter().position(|sent| *sent == (sequence, time));
+        let (_, sent_at) = position.and_then(|i| target.outstanding.remove(i)).ok_or(Reject::Sequence)?;
+        Ok(Reply { path: *path, sent_at, received_at, facts: fields.facts() })
+    }
+}
+
+struct Header {
+    key: [u64; 2],
+    host: HostId,
+    scvm: ScvmId,
+    incarnation: Incarnation,
+    sequence: u64,
+    time: BootNs,
+    request: Request,
+}
+
+/// [`reroute_common::pulse::Pulse`] in its wire order.
+fn encode(header: &Header) -> [u8; LEN] {
+    let mut bytes = [0; LEN];
+    let mut at = 0;
+    let mut put = |part: &[u8]| {
+        bytes[at..at + part.len()].copy_from_slice(part);
+        at += part.len();
+    };
+    let flag = match header.request.flag {
+        PulseFlag::Affirm => flags::AFFIRM,
+        PulseFlag::Release => flags::RELEASE,
+        PulseFlag::Probe => flags::PROBE,
+    };
+    put(&MAGIC.to_le_bytes());
+    put(&[VERSION, kind::REQUEST]);
+    put(&flag.to_le_bytes());
+    put(&header.host.0.to_le_bytes());
+    put(&header.scvm.0.to_le_bytes());
+    for word in [
+        header.incarnation.0,
+        header.sequence,
+        header.time.0,
+        header.request.epoch.0,
+        header.request.scvm_boot,
+        header.request.scvm_stamp,
+    ] {
+        put(&word.to_le_bytes());
+    }
+    let mac = mac(header.key, &bytes);
+    bytes[MAC_OFFSET..].copy_from_slice(&mac.to_le_bytes());
+    bytes
+}
+
+fn mac(key: [u64; 2], bytes: &[u8; LEN]) -> u64 {
+    let fields = Fields(bytes);
+    let words: [u64; MAC_OFFSET / 8] = std::array::from_fn(|i| fields.u64(8 * i));
+    siphash::hash(key, &words)
+}
+
+/// Little-endian fields by offset.
+struct Fields<'a>(&'a [u8; LEN]);
+
+impl Fields<'_> {
+    fn u32(&self, offset: usize) -> u32 {
+        let b = self.0;
+        u32::from_le_bytes([b[offset], b[offset + 1], b[offset + 2], b[offset + 3]])
+    }
+    fn u64(&self, offset: usize) -> u64 {
+        u64::from(self.u32(offset)) | u64::from(self.u32(offset + 4)) << 32
+    }
+
+    fn facts(&self) -> Facts {
+        let word = Word(self.u64(offset_of!(Pulse, word)));
+        let state = self.u32(offset_of!(Pulse, server_state));
+        let has = |bit: u32| state & bit != 0;
+        Facts {
+            scvm_boot: self.u64(offset_of!(Pulse, scvm_boot)),
+            scvm_stamp: self.u64(offset_of!(Pulse, scvm_stamp)),
+            server: Incarnation(self.u64(offset_of!(Pulse, server_incarnation))),
+            word_epoch: Epoch(word.epoch()),
+            word_rank: match word.rank() {
+                rank::HELD => Rank::Held,
+                rank::ADMITTED => Rank::Admitted,
+                rank::RELEASED => Rank::Released,
+                _ => Rank::Fenced,
+            },
+            lease_ns: self.u64(offset_of!(Pulse, lease_ns)),
+            listening: has(server::LISTENING),
+            silent: has(server::SILENT),
+            null_failed: has(server::NULL_FAILED),
+            enforcing: has(server::ENFORCING),
+            calls_waiting: self.u32(offset_of!(Pulse, calls_waiting)),
+            in_progress: self.u32(offset_of!(Pulse, in_progress)),
+            orphans: self.u32(offset_of!(Pulse, orphans)),
+            agent_age_ns: self.u64(offset_of!(Pulse, agent_age_ns)),
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "pulse_tests.rs"]
+mod tests;
