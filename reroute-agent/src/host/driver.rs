@@ -27,7 +27,6 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior};
 
@@ -59,8 +58,9 @@ struct Driver {
     inputs: VecDeque<Input>,
 }
 
-pub async fn run(parts: Parts) -> anyhow::Result<()> {
-    let incarnation = super::incarnation();
+/// Runs until `stop`.
+pub async fn run(parts: Parts, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
+    let incarnation = clock::new_incarnation();
     let id = parts.host.id;
     let mut kernel =
         Kernel::open(&parts.config, &parts.host, &parts.node).context("cannot read the routes")?;
@@ -82,8 +82,6 @@ pub async fn run(parts: Parts) -> anyhow::Result<()> {
         Arc::new(registry),
         operator::router(requests),
     )?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
 
     let found = kernel.read_route();
     let machine = Machine::new(parts.settings.clone(), parts.record, clock::now());
@@ -111,12 +109,12 @@ pub async fn run(parts: Parts) -> anyhow::Result<()> {
     };
     driver.route_was_read(found);
 
+    let mut stop = std::pin::pin!(stop);
     loop {
         // In this order: replies that wait must be heard before a tick judges silence.
         tokio::select! {
             biased;
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
+            () = &mut stop => break,
             () = driver.pulses.readable() => driver.receive(),
             Some(input) = came.recv() => driver.input(input),
             Some(event) = meta_events.recv() => driver.meta_event(event),

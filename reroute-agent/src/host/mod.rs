@@ -14,26 +14,42 @@ pub use operator::{Adopted, Status};
 
 use crate::config::{Config, ConfigError};
 use crate::journal::Journal;
-use crate::{clock, realtime};
+use crate::realtime;
 use anyhow::Context;
 use reroute_core::host::Settings;
 use reroute_core::ids::SEC;
+use tokio::signal::unix::{SignalKind, signal};
 
 /// Runs until SIGTERM or SIGINT; the route stays as it is. Errors: another instance runs, the state on disk cannot be
 /// read, an address or interface of the configuration is not there, no real-time rights.
 pub fn run(config: Config) -> anyhow::Result<()> {
     let host = config.host()?.clone();
-    let node = config.cluster.host(host.id).context("checked with the section")?.clone();
     let _lock = persist::Lock::take(&host.state_dir)?;
-    let record = persist::load(&host.state_dir)?;
-    let journal = Journal::open(&host.state_dir, &node.name)
-        .with_context(|| format!("cannot open the journal in {}", host.state_dir.display()))?;
-    let parts = driver::Parts { settings: settings(&config)?, config, host, node, record, journal };
-    let thread = realtime::run("host", async move || driver::run(parts).await)?;
+    let parts = prepare(config)?;
+    let thread = realtime::run("host", async move || {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let stop = async move {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        };
+        driver::run(parts, stop).await
+    })?;
     match thread.join() {
         Ok(result) => result,
         Err(_) => anyhow::bail!("the host thread has panicked: see its message above"),
     }
+}
+
+fn prepare(config: Config) -> anyhow::Result<driver::Parts> {
+    let host = config.host()?.clone();
+    let node = config.cluster.host(host.id).context("checked with the section")?.clone();
+    let record = persist::load(&host.state_dir)?;
+    let journal = Journal::open(&host.state_dir, &node.name)
+        .with_context(|| format!("cannot open the journal in {}", host.state_dir.display()))?;
+    Ok(driver::Parts { settings: settings(&config)?, config, host, node, record, journal })
 }
 
 fn settings(config: &Config) -> Result<Settings, ConfigError> {
@@ -53,7 +69,5 @@ fn settings(config: &Config) -> Result<Settings, ConfigError> {
     })
 }
 
-/// Names this run of the agent, in pulses and messages.
-fn incarnation() -> reroute_core::ids::Incarnation {
-    clock::new_incarnation()
-}
+#[cfg(test)]
+mod tests;

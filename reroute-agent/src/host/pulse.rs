@@ -185,6 +185,7 @@ impl Pulses {
         let mut received = Vec::new();
         for (network, link) in &self.links {
             let mut buffer = [0; LEN + 1];
+            let mut errors = 0;
             loop {
                 match net::recvfrom(&link.socket, &mut buffer, RecvFlags::DONTWAIT) {
                     Ok((_, length, from)) => {
@@ -195,7 +196,8 @@ impl Pulses {
                     }
                     Err(Errno::AGAIN) => break,
                     // What an earlier pulse ran into is reported here once (ICMP, a device gone); the next read goes on.
-                    Err(_) => continue,
+                    Err(_) if errors < 16 => errors += 1,
+                    Err(_) => break,
                 }
             }
             // All was read: wait for the next edge. What comes meanwhile is one.

@@ -45,3 +45,14 @@ pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
         std::thread::yield_now();
     }
 }
+
+/// Runs `work` in another network namespace, on the calling thread.
+pub fn within<T>(namespace: std::os::fd::BorrowedFd<'_>, work: impl FnOnce() -> T) -> T {
+    use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+    let home = std::fs::File::open("/proc/thread-self/ns/net").unwrap();
+    let network = Some(LinkNameSpaceType::Network);
+    move_into_link_name_space(namespace, network).unwrap();
+    let result = work();
+    move_into_link_name_space(std::os::fd::AsFd::as_fd(&home), network).unwrap();
+    result
+}

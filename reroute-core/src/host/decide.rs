@@ -105,10 +105,11 @@ impl Machine {
     fn improve(&mut self, login: Current, here: Path, now: BootNs, fx: &mut Effects) {
         self.faults.remove("budget");
         self.faults.remove("move");
-        if now < self.improve_after {
+        let wait_ns = self.hold_down.wait_ns(now);
+        // A place is not left again before the wait either, however well another one was before.
+        if now < self.improve_after || now.since(self.route.since) < wait_ns {
             return;
         }
-        let wait_ns = self.hold_down.wait_ns(now);
         let local = self.settings.local;
         let better = |p: &Path| {
             rank(*p, local) < rank(here, local)

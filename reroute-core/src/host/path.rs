@@ -75,8 +75,8 @@ impl PathState {
             Health::Healthy => Health::Healthy,
             Health::Suspect if self.healthy_since.is_some() => Health::Healthy,
             _ if self.streak >= STREAK => Health::Healthy,
-            Health::Failed | Health::Recovering => Health::Recovering,
-            Health::Unknown | Health::Suspect => Health::Unknown,
+            Health::Failed | Health::Recovering | Health::Suspect => Health::Recovering,
+            Health::Unknown => Health::Unknown,
         };
         if next == Health::Healthy && self.healthy_since.is_none() {
             self.healthy_since = Some(now);
@@ -115,6 +115,9 @@ impl PathState {
             if witnesses(self.silence_from().plus(limit / 2)) >= WITNESSES {
                 return self.fail();
             }
+        }
+        if silence >= lost_ns && self.unanswered >= UNANSWERED {
+            self.healthy_since = None; // lost or not: this was no time of health without a break
         }
         if silence >= limit / 3 && self.unanswered >= 2 {
             self.streak = 0;

@@ -54,6 +54,19 @@ fn own_storage_network_dead_means_management_and_back() {
 }
 
 #[test]
+fn a_short_outage_of_the_own_storage_network_uses_up_no_epoch() {
+    for outage in [70, 90, 120, 150, 200, 300, 600] {
+        let mut world = World::settled();
+        world.down.extend([storage(A), storage(B), storage(C)]);
+        world.run(outage * MS);
+        world.down.clear();
+        world.run(10 * SEC);
+        assert_eq!(world.asks(), [], "{outage} ms");
+        assert_eq!(world.routes().last().unwrap_or(&storage(A)), &storage(A), "{outage} ms");
+    }
+}
+
+#[test]
 fn no_carrier_of_ones_own_is_believed_at_once() {
     let mut world = World::settled();
     world.down.extend([storage(A), storage(B), storage(C)]);
