@@ -84,6 +84,8 @@ fn reflect(site: Shared, scvm: u32, network: Network, address: String, key: Clus
     let key = pulse_key(&key, HostId(1), ScvmId(scvm));
     let mut stamp = 0u64;
     std::thread::spawn(move || {
+        // The kernel answers pulses whatever the load.
+        realtime::enter().unwrap();
         loop {
             let mut bytes = [0; LEN];
             let Ok((LEN, from)) = socket.recv_from(&mut bytes) else { continue };
@@ -334,18 +336,20 @@ fn a_dead_server_is_left_and_the_route_follows_meta() {
         assert_ne!(to, 1);
         connect();
 
+        let reset = |e: &Event| matches!(e, Event::SocketsReset { count } if *count >= 1);
+        eventually("the journal's own thread has written it", || world.journal().iter().any(reset));
         let events = world.journal();
-        let order = [
-            position(
-                &events,
-                "verdict",
-                |e| matches!(e, Event::Verdict { evidence, .. } if evidence.first().map(|e| e.kind) == Some(EvidenceKind::ListenerGone)),
-            ),
-            position(&events, "release", |e| matches!(e, Event::Released { epoch: Epoch(1) })),
-            position(&events, "route", |e| matches!(e, Event::RouteReplaced { epoch: Epoch(2), .. })),
-        ];
-        assert!(order.is_sorted(), "{events:#?}");
-        assert!(events[order[2]..].iter().any(|e| matches!(e, Event::SocketsReset { count } if *count >= 1)));
+        let verdict = position(
+            &events,
+            "verdict",
+            |e| matches!(e, Event::Verdict { evidence, .. } if evidence.iter().any(|e| e.kind == EvidenceKind::ListenerGone)),
+        );
+        let route = position(&events, "route", |e| matches!(e, Event::RouteReplaced { epoch: Epoch(2), .. }));
+        assert!(verdict < route, "{events:#?}");
+        assert!(events[route..].iter().any(reset), "{events:#?}");
+        // Meta may have its proof from elsewhere before this host's disk has taken the record of the release.
+        let released = events.iter().position(|e| matches!(e, Event::Released { epoch: Epoch(1) }));
+        assert!(released.is_none_or(|at| verdict < at && at < route), "{events:#?}");
 
         world.with(|site| site.no_listener.clear());
         eventually("back at home", || {
@@ -372,10 +376,10 @@ fn the_storage_network_dead_means_management_without_meta_and_back() {
         eventually("the first login", || agent.settled_at(1));
         world.with(|site| site.cut.extend([1, 2, 3].map(|scvm| (scvm, Network::Storage))));
         eventually("by management", || ip_shows(SHOW).contains("via 10.1.0.1 dev mgmt"));
-        assert_eq!(agent.status().local.report.epoch, Epoch(1), "no epoch is used up");
+        assert_eq!(agent.status().local.report.epoch, Epoch(1), "{:#?}", world.journal());
         world.with(|site| site.cut.clear());
         eventually("by storage again", || ip_shows(SHOW).contains("via 10.0.0.1 dev sto"));
-        assert_eq!(agent.status().local.report.epoch, Epoch(1));
+        assert_eq!(agent.status().local.report.epoch, Epoch(1), "{:#?}", world.journal());
         agent.stop();
     });
 }
