@@ -23,6 +23,10 @@ impl NetNs {
         File::open(path).map(NetNs)
     }
 
+    pub fn try_clone(&self) -> io::Result<NetNs> {
+        self.0.try_clone().map(NetNs)
+    }
+
     pub fn fd(&self) -> i32 {
         self.0.as_raw_fd()
     }

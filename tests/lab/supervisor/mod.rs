@@ -1,7 +1,7 @@
 //! The supervisor: owner of everything in a lab.
 //!
-//! Two processes. The outer one (`supervise`) makes a mount and a pid namespace and starts the inner one (`init`),
-//! which is pid 1 there: when it ends, however it ends, the kernel kills every process of the lab, and with the
+//! Two processes. The outer one (`supervise`) makes a pid namespace and starts the inner one (`init`), which is pid 1
+//! there and has its own mounts: when it ends, however it ends, the kernel kills every process of the lab, and with the
 //! last of them go the namespaces, the tmpfs and the bpffs. The inner one ends when the outer one does
 //! (PR_SET_PDEATHSIG), when its owner closes its standard input, on SIGTERM or SIGINT, or when asked to.
 //!
@@ -64,11 +64,7 @@ pub fn supervise(options: &str, owned: bool) -> anyhow::Result<ExitStatus> {
 }
 
 fn start_inner(options: &str, owned: bool, directory: &Directory) -> anyhow::Result<ExitStatus> {
-    sys::unshare(UnshareFlags::NEWNS | UnshareFlags::NEWPID)
-        .context("cannot make namespaces (needs root: CAP_SYS_ADMIN)")?;
-    // What is mounted in here must not show outside.
-    mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE)
-        .context("cannot make the mounts private")?;
+    sys::unshare(UnshareFlags::NEWPID).context("cannot make a pid namespace (needs root: CAP_SYS_ADMIN)")?;
     let mut inner = Command::new("/proc/self/exe")
         .arg0("reroute-lab")
         .args(["init", "--options", options])
@@ -119,6 +115,8 @@ pub fn init(options: &str, owned: bool) -> anyhow::Result<()> {
         bail!("`init` is started by `supervise` alone");
     }
     let options: Options = serde_json::from_str(options).context("--options")?;
+    // Before there are threads: all of them, and every child, live in it.
+    sys::unshare(UnshareFlags::NEWNS).context("cannot make a mount namespace")?;
     let (end, ended) = mpsc::channel::<()>();
     // Signals and the owner's death count from the first moment.
     let by_signal = end.clone();
@@ -220,6 +218,9 @@ impl Supervisor {
 
 /// The lab's own tmpfs, a bpffs per SCVM, and a /proc of this pid namespace.
 fn mount_file_systems(root: &Path) -> anyhow::Result<()> {
+    // What is mounted in here must not show outside.
+    mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE)
+        .context("cannot make the mounts private")?;
     let plain = MountFlags::NOSUID | MountFlags::NODEV;
     mount("proc", "/proc", "proc", plain | MountFlags::NOEXEC, None).context("cannot mount /proc")?;
     mount("reroute-lab", root, "tmpfs", plain, None)

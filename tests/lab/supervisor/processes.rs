@@ -12,9 +12,9 @@ use rustix::thread::UnshareFlags;
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 #[derive(Default)]
@@ -49,23 +49,24 @@ impl Processes {
         let what = spec.name.split('/').nth(1).filter(|w| !w.is_empty());
         let what = what.with_context(|| format!("process name {:?} must be node/what", spec.name))?;
         let log = root.join(spec.node()).join("log").join(format!("{what}.log"));
-        let child = ns
-            .run(|| spawn(&spec, root, &log))?
-            .with_context(|| format!("cannot start {} ({})", spec.name, spec.argv.join(" ")))?;
-        let pid = Pid::from_child(&child);
-        let handle = Arc::new(pidfd_open(pid, PidfdFlags::empty()).context("pidfd_open")?);
-        let status = ProcessStatus {
-            name: spec.name.clone(),
-            pid: child.id(),
-            started: clock::now(),
-            exit: None,
-            log: log.clone(),
-        };
-        let name = spec.name.clone();
-        self.shared.table().insert(name.clone(), Process { spec, status: status.clone(), handle });
-        let shared = self.shared.clone();
-        std::thread::Builder::new().name("reaper".into()).spawn(move || reap(&shared, &name, child))?;
-        Ok(status)
+        // One thread for the life of the child: what asks to die with the thread that started it lives until it ends.
+        let (started, start) = mpsc::channel();
+        let (shared, name, argv) = (self.shared.clone(), spec.name.clone(), spec.argv.join(" "));
+        let (ns, root) = (ns.try_clone()?, root.to_path_buf());
+        std::thread::Builder::new().name("reaper".into()).spawn(move || {
+            let child = ns.enter().map_err(Into::into).and_then(|()| enlist(&shared, spec, &root, log));
+            match child {
+                Ok((child, status)) => {
+                    let name = status.name.clone();
+                    let _ = started.send(Ok(status));
+                    reap(&shared, &name, child);
+                }
+                Err(error) => {
+                    let _ = started.send(Err(error));
+                }
+            }
+        })?;
+        start.recv()?.with_context(|| format!("cannot start {name} ({argv})"))
     }
 
     /// What `name` was started with. Errors: never started.
@@ -124,6 +125,17 @@ impl Processes {
     }
 }
 
+/// Starts the child and puts it into the table.
+fn enlist(shared: &Shared, spec: Spec, root: &Path, log: PathBuf) -> anyhow::Result<(Child, ProcessStatus)> {
+    let child = spawn(&spec, root, &log)?;
+    let handle = pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).context("pidfd_open")?;
+    let status =
+        ProcessStatus { name: spec.name.clone(), pid: child.id(), started: clock::now(), exit: None, log };
+    let process = Process { spec, status: status.clone(), handle: Arc::new(handle) };
+    shared.table().insert(status.name.clone(), process);
+    Ok((child, status))
+}
+
 fn reap(shared: &Shared, name: &str, mut child: Child) {
     let status = child.wait();
     let at = clock::now();
@@ -135,7 +147,7 @@ fn reap(shared: &Shared, name: &str, mut child: Child) {
     shared.changed.notify_all();
 }
 
-/// Runs on a thread that is in the node's network namespace; what it unshares here is the child's alone.
+/// Runs on a thread that is in the node's network namespace; what it unshares here is the child's (and the thread's) alone.
 fn spawn(spec: &Spec, root: &Path, log: &Path) -> anyhow::Result<Child> {
     let [program, arguments @ ..] = spec.argv.as_slice() else { bail!("no command") };
     if spec.private_run {
