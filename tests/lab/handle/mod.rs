@@ -4,7 +4,7 @@
 mod agents;
 mod writer;
 
-pub use writer::{Gap, Writer};
+pub use writer::{Gap, Report, Writer};
 
 use crate::control::{self, Injected, ProcessStatus, Request, Spec, Status};
 use crate::directory::Directory;

@@ -29,6 +29,21 @@ pub struct Gap {
     pub completed: u64,
 }
 
+/// Counts of a writer: so far, or at its end. Every block was read back from the exported directory.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Report {
+    /// Acknowledged writes.
+    pub completed: u64,
+    /// Acknowledged, and not there.
+    pub lost_writes: u64,
+    /// Overwritten by something older.
+    pub stale_writes: u64,
+    pub longest_gap_ns: u64,
+    /// What was found where, in the writer's words.
+    #[serde(default)]
+    pub findings: Vec<serde_json::Value>,
+}
+
 impl Lab {
     /// Starts a writer on host `host`; `id` tells writers of one lab apart. Returns when it has completed writes.
     pub fn writer(&self, host: u32, id: u64, extra: &[&str]) -> anyhow::Result<Writer<'_>> {
@@ -105,7 +120,7 @@ impl Writer<'_> {
     }
 
     /// Counts so far, every block checked.
-    pub fn snapshot(&self) -> anyhow::Result<serde_json::Value> {
+    pub fn snapshot(&self) -> anyhow::Result<Report> {
         self.ask("snapshot", Duration::from_secs(30))
     }
 
@@ -122,8 +137,8 @@ impl Writer<'_> {
     }
 
     /// Drains, verifies, ends. Returns its result.
-    pub fn stop(self) -> anyhow::Result<serde_json::Value> {
-        let result = self.ask("stop", Duration::from_secs(90))?;
+    pub fn stop(self) -> anyhow::Result<Report> {
+        let result: Report = self.ask("stop", Duration::from_secs(90))?;
         let ended: ProcessStatus = self.lab.wait_process(&self.name, Duration::from_secs(10))?;
         match ended.exit.and_then(|e| e.code) {
             Some(0 | 1) => Ok(result),
