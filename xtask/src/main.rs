@@ -1,1 +1,70 @@
-fn main() {}
+//! `cargo xtask`: set up, build, run the lab and the demo, test.
+
+mod setup;
+mod stages;
+mod workspace;
+
+use clap::{Parser, Subcommand};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Set up, build, run the lab and the demo, test")]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Install what building and testing need and this machine lacks (Debian, root; elsewhere: say what to do).
+    Setup,
+    /// Build everything in release mode.
+    Build,
+    /// Run the lab's command line: `cargo xtask lab up`, `... exec host1 -- ip route`, `... down`.
+    Lab {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// Set up, build, then kill, hang and cut off a server and show each failover on one timeline.
+    Demo {
+        /// Where the figures go.
+        #[arg(long, default_value = "target/demo.json")]
+        json: PathBuf,
+    },
+    /// Format, lints, unit tests, program tests, lab tests; ends with `N passed, N failed`.
+    Test {
+        /// Also what takes minutes.
+        #[arg(long)]
+        long: bool,
+    },
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().verb {
+        Verb::Setup => setup::run(),
+        Verb::Build => workspace::build(false),
+        Verb::Lab { args } => lab(&args),
+        Verb::Demo { json } => demo(json),
+        Verb::Test { long } => stages::run(long),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn lab(args: &[String]) -> anyhow::Result<()> {
+    workspace::build(true)?;
+    workspace::exec_lab(args)
+}
+
+fn demo(json: PathBuf) -> anyhow::Result<()> {
+    workspace::require_root("the demo")?;
+    setup::run()?;
+    workspace::build(false)?;
+    workspace::exec_lab(&["demo".into(), "--json".into(), json.to_string_lossy().into_owned()])
+}

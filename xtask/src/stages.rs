@@ -1,0 +1,120 @@
+//! `cargo xtask test`: stage by stage, stopping at the first that fails.
+
+use crate::{setup, workspace};
+use anyhow::{Context, bail};
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
+use std::time::Instant;
+
+/// A stage: its name, and the arguments of cargo.
+struct Stage {
+    name: &'static str,
+    cargo: &'static [&'static str],
+}
+
+const STAGES: &[Stage] = &[
+    Stage { name: "format", cargo: &["fmt", "--all", "--check"] },
+    Stage {
+        name: "lints",
+        cargo: &["clippy", "--release", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"],
+    },
+    Stage {
+        name: "build",
+        cargo: &["build", "--release", "--bins", "-p", "reroute-agent", "-p", "reroute-tests"],
+    },
+    Stage {
+        name: "unit tests",
+        cargo: &["test", "--release", "--workspace", "--lib", "--bins", "--no-fail-fast"],
+    },
+    Stage {
+        name: "NFS tests",
+        cargo: &["test", "--release", "-p", "reroute-tests", "--test", "nfs", "--no-fail-fast"],
+    },
+    Stage {
+        name: "program tests",
+        cargo: &["test", "--release", "-p", "reroute-tests", "--test", "programs", "--no-fail-fast"],
+    },
+    Stage {
+        name: "lab tests",
+        cargo: &[
+            "test",
+            "--release",
+            "-p",
+            "reroute-tests",
+            "--test",
+            "e2e",
+            "--no-fail-fast",
+            "--",
+            "--test-threads=1",
+        ],
+    },
+];
+
+#[derive(Default)]
+struct Counts {
+    passed: u64,
+    failed: u64,
+}
+
+/// Errors: no root, something that cannot be set up, a stage that fails. The last line on standard output is
+/// `N passed, N failed` whenever a stage was begun.
+pub fn run(long: bool) -> anyhow::Result<()> {
+    workspace::require_root("the test suite")?;
+    setup::run()?;
+    let mut counts = Counts::default();
+    let result = STAGES.iter().try_for_each(|stage| {
+        let start = Instant::now();
+        println!("== {}", stage.name);
+        let passed = run_stage(stage, long, &mut counts)?;
+        println!(
+            "== {}: {} in {:.1} s",
+            stage.name,
+            if passed { "ok" } else { "FAILED" },
+            start.elapsed().as_secs_f32()
+        );
+        if passed { Ok(()) } else { bail!("stage `{}` failed", stage.name) }
+    });
+    println!("{} passed, {} failed", counts.passed, counts.failed);
+    result
+}
+
+fn run_stage(stage: &Stage, long: bool, counts: &mut Counts) -> anyhow::Result<bool> {
+    let mut command = workspace::cargo(stage.cargo);
+    if long {
+        // Tests that take minutes look at this.
+        command.env("REROUTE_TEST_LONG", "1");
+    }
+    let mut child = command.stdout(Stdio::piped()).spawn().context("cannot run cargo")?;
+    if let Some(stdout) = child.stdout.take() {
+        for line in BufReader::new(stdout).lines() {
+            let line = line?;
+            println!("{line}");
+            if let Some((passed, failed)) = summary(&line) {
+                counts.passed += passed;
+                counts.failed += failed;
+            }
+        }
+    }
+    Ok(child.wait()?.success())
+}
+
+/// Out of `test result: ok. 12 passed; 0 failed; ...`.
+fn summary(line: &str) -> Option<(u64, u64)> {
+    let counts = line.strip_prefix("test result: ")?.split_once(". ")?.1;
+    let number =
+        |word: &str| counts.split("; ").find_map(|part| part.strip_suffix(word)?.trim().parse::<u64>().ok());
+    Some((number("passed")?, number("failed")?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn summaries_are_read() {
+        let line = "test result: FAILED. 12 passed; 3 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s";
+        assert_eq!(summary(line), Some((12, 3)));
+        assert_eq!(summary("test result is not this"), None);
+        assert_eq!(summary("running 4 tests"), None);
+    }
+}
