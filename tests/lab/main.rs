@@ -137,8 +137,8 @@ fn run(verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::Exec { id, node, command } => return lab::exec::run(&id.id, &node, &command),
         Verb::Demo { json } => lab::demo::run(&json)?,
         Verb::Supervise { options, owned } => {
-            let status = lab::supervisor::supervise(&options, owned)?;
-            return Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+            let well = lab::supervisor::supervise(&options, owned);
+            return Ok(if well { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }
         Verb::Init { options, owned } => {
             lab::supervisor::init(&options, owned)?;

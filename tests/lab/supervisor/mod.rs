@@ -40,27 +40,25 @@ pub enum Announcement {
     Failed(String),
 }
 
-/// The outer process. Returns when the lab has ended.
-pub fn supervise(options: &str, owned: bool) -> anyhow::Result<ExitStatus> {
+/// The outer process. Returns when the lab has ended; what went wrong has been announced.
+pub fn supervise(options: &str, owned: bool) -> bool {
     // Ctrl-C is for the owner, whose end is then seen by the closed pipe.
     let _ = rustix::process::setsid();
-    let parsed: Options = serde_json::from_str(options).context("--options")?;
-    let directory = Directory::of(&parsed.id)?;
-    let lock = match directory.hold() {
-        Ok(lock) => lock,
-        Err(error) => {
-            announce(&Announcement::Failed(format!("{error:#}")));
-            return Err(error);
-        }
-    };
-    let result = start_inner(options, owned, &directory);
-    if let Err(error) = &result {
+    let ended = hold_and_run(options, owned);
+    if let Err(error) = &ended {
         announce(&Announcement::Failed(format!("{error:#}")));
     }
+    ended.is_ok_and(|status| status.success())
+}
+
+fn hold_and_run(options: &str, owned: bool) -> anyhow::Result<ExitStatus> {
+    let parsed: Options = serde_json::from_str(options).context("--options")?;
+    let directory = Directory::of(&parsed.id)?;
+    let lock = directory.hold()?;
+    let result = start_inner(options, owned, &directory);
     let removed = directory.remove().with_context(|| format!("cannot remove {}", directory.path.display()));
     drop(lock);
-    removed?;
-    result
+    removed.and(result)
 }
 
 fn start_inner(options: &str, owned: bool, directory: &Directory) -> anyhow::Result<ExitStatus> {

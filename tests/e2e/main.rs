@@ -1,0 +1,5 @@
+//! Tests in labs of their own. They need root and the release binaries (`cargo xtask test` sees to both), and run one
+//! at a time: each uses the whole machine.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod isolation;
