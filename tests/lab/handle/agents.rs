@@ -59,7 +59,7 @@ impl Lab {
             }
             Ok(())
         });
-        checked.map_err(|e| e.context(format!("logs:{}", self.log_tails())))
+        checked.map_err(|e| self.explain(e))
     }
 
     /// Waits until Meta's view passes `check`, which says what is still missing.
@@ -73,7 +73,7 @@ impl Lab {
             let view = self.view()?;
             check(&view).map_or(Ok(view), |why| bail!("{why}"))
         })
-        .map_err(|e| e.context(format!("logs:{}", self.log_tails())))
+        .map_err(|e| self.explain(e))
     }
 
     /// Journals of all nodes, by time (one kernel: one clock).

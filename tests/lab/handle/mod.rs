@@ -64,8 +64,7 @@ pub fn require_root() -> anyhow::Result<()> {
 }
 
 impl Lab {
-    /// Starts a lab that lives as long as the returned value: servers answer and agents run. Takes about 6 s with
-    /// Ganesha. Errors: no root, an id in use, something missing or failing inside (with the ends of its logs).
+    /// Starts a lab that lives as long as the returned value: servers answer and agents run. Takes about a second. Errors: no root, an id in use, something missing or failing inside (with the ends of its logs).
     pub fn start(options: Options) -> anyhow::Result<Lab> {
         let mut child = spawn(&options, true)?;
         ready(&mut child)?;
@@ -150,6 +149,12 @@ impl Lab {
         status.processes.into_iter().find(|p| p.name == name).with_context(|| format!("no process {name:?}"))
     }
 
+    /// A command to a controllable server, e.g. `stuck write on` (see `reroute-nfsd --help`).
+    pub fn server(&self, node: &str, command: &str) -> anyhow::Result<serde_json::Value> {
+        let socket = self.outside.join(node).join(crate::supervisor::servers::SERVER_SOCKET);
+        writer::ask_line(&socket, command, Duration::from_secs(5)).with_context(|| format!("{node}/server"))
+    }
+
     /// Runs a command in a node's network namespace and the lab's mounts; gives its output.
     pub fn exec(&self, node: &str, command: &[&str]) -> anyhow::Result<Output> {
         Command::new(binary("reroute-lab")?)
@@ -166,9 +171,14 @@ impl Lab {
         let mut text = String::new();
         for process in &status.processes {
             let log = process.log.strip_prefix(self.root_inside()).map(|p| self.outside.join(p));
-            text.push_str(&log_tail(process, &log.unwrap_or_default(), 15));
+            text.push_str(&log_tail(process, &log.unwrap_or_default()));
         }
         text
+    }
+
+    /// `error` with the ends of all logs.
+    pub fn explain(&self, error: anyhow::Error) -> anyhow::Error {
+        anyhow::anyhow!("{error:#}\n{}", self.log_tails())
     }
 
     /// Ends the lab, if it is ours. Dropping it does the same.
@@ -229,8 +239,10 @@ fn ready(child: &mut Child) -> anyhow::Result<()> {
     }
 }
 
-/// The last `lines` of a log, with a heading; nothing for an empty one.
-pub(crate) fn log_tail(process: &ProcessStatus, log: &Path, lines: usize) -> String {
+/// The last lines of a log, with a heading; nothing for an empty one.
+pub(crate) fn log_tail(process: &ProcessStatus, log: &Path) -> String {
+    // What has ended says why in more than a line.
+    let lines = if process.runs() { 6 } else { 20 };
     let bytes = std::fs::read(log).unwrap_or_default();
     let text = String::from_utf8_lossy(&bytes);
     let all: Vec<&str> = text.lines().collect();

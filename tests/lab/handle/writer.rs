@@ -29,6 +29,21 @@ pub struct Gap {
     pub completed: u64,
 }
 
+/// Sends one line to a Unix socket and reads one line of JSON.
+pub(super) fn ask_line<T: DeserializeOwned>(
+    socket: &std::path::Path,
+    command: &str,
+    within: Duration,
+) -> anyhow::Result<T> {
+    let mut stream =
+        UnixStream::connect(socket).with_context(|| format!("nobody listens at {}", socket.display()))?;
+    stream.set_read_timeout(Some(within))?;
+    stream.write_all(format!("{command}\n").as_bytes())?;
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line).with_context(|| format!("no answer to {command:?}"))?;
+    serde_json::from_str(&line).with_context(|| format!("the answer to {command:?} was {:?}", line.trim()))
+}
+
 /// Counts of a writer: so far, or at its end. Every block was read back from the exported directory.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct Report {
@@ -82,7 +97,7 @@ impl Lab {
                 _ => Ok(()),
             }
         })
-        .map_err(|e| e.context(self.log_tails()))?;
+        .map_err(|e| self.explain(e))?;
         Ok(writer)
     }
 }
@@ -101,16 +116,7 @@ impl Writer<'_> {
 
     /// One command, one line of JSON.
     pub fn ask<T: DeserializeOwned>(&self, command: &str, within: Duration) -> anyhow::Result<T> {
-        let mut stream = UnixStream::connect(&self.socket)
-            .with_context(|| format!("{} does not listen yet", self.name))?;
-        stream.set_read_timeout(Some(within))?;
-        stream.write_all(format!("{command}\n").as_bytes())?;
-        let mut line = String::new();
-        BufReader::new(stream)
-            .read_line(&mut line)
-            .with_context(|| format!("{} did not answer {command:?}", self.name))?;
-        serde_json::from_str(&line)
-            .with_context(|| format!("{} answered {command:?} by {:?}", self.name, line.trim()))
+        ask_line(&self.socket, command, within).with_context(|| self.name.clone())
     }
 
     /// Longest gap that touches the window; `to`: None is now.
@@ -133,7 +139,7 @@ impl Writer<'_> {
             }
             Ok(())
         })
-        .map_err(|e| e.context(self.lab.log_tails()))
+        .map_err(|e| self.lab.explain(e))
     }
 
     /// Drains, verifies, ends. Returns its result.

@@ -11,7 +11,7 @@
 mod agents;
 mod processes;
 mod requests;
-mod servers;
+pub(crate) mod servers;
 
 use crate::control::{Injected, Status};
 use crate::directory::Directory;
@@ -25,6 +25,7 @@ use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 use rustix::thread::UnshareFlags;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -93,7 +94,8 @@ fn start_inner(options: &str, owned: bool, directory: &Directory) -> anyhow::Res
 
 fn announce(what: &Announcement) {
     if let Ok(line) = serde_json::to_string(what) {
-        println!("{line}");
+        // The owner may be gone, or have heard enough.
+        let _ = writeln!(std::io::stdout(), "{line}");
     }
 }
 
@@ -176,7 +178,7 @@ impl Supervisor {
         requests::listen(supervisor.clone(), &directory.socket())?;
         let up = servers::start(&supervisor)
             .and_then(|()| if supervisor.options.agents { agents::start(&supervisor) } else { Ok(()) });
-        up.map_err(|error| error.context(supervisor.log_tails()))
+        up.map_err(|error| anyhow::anyhow!("{error:#}\n{}", supervisor.log_tails()))
     }
 
     fn faults(&self) -> MutexGuard<'_, Vec<Injected>> {
@@ -206,9 +208,9 @@ impl Supervisor {
 
     /// Last lines of every log that has any.
     fn log_tails(&self) -> String {
-        let mut text = String::from("the lab's logs end so:");
+        let mut text = String::new();
         for process in self.processes.list() {
-            text.push_str(&crate::handle::log_tail(&process, &process.log, 12));
+            text.push_str(&crate::handle::log_tail(&process, &process.log));
         }
         text
     }
