@@ -2,5 +2,6 @@
 //! at a time: each uses the whole machine.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod failover;
 mod isolation;
 mod writer;

@@ -3,7 +3,7 @@
 use super::{Lab, binary, wait_for};
 use crate::topology::{Node, PAIRS, SERVICE};
 use anyhow::{Context, bail};
-use reroute_core::ids::{Network, Path, ScvmId};
+use reroute_core::ids::{Epoch, Network, Path, ScvmId};
 use reroute_core::proto::{ClusterView, Health, LoginState, SessionState};
 use reroute_core::timeline::Entry;
 use std::process::Command;
@@ -34,6 +34,15 @@ impl Lab {
     pub fn view(&self) -> anyhow::Result<ClusterView> {
         let status = self.agent_status("meta")?;
         serde_json::from_value(status["view"].clone()).context("Meta's status holds no view")
+    }
+
+    /// Where Meta has a host logged in, and at which epoch; None while it moves or was never logged in.
+    pub fn login(&self, host: u32) -> anyhow::Result<Option<(ScvmId, Epoch)>> {
+        let logins = self.view()?.logins;
+        Ok(logins.iter().find(|l| l.login.host.0 == host).and_then(|l| match l.login.state {
+            LoginState::At { scvm, epoch, .. } => Some((scvm, epoch)),
+            LoginState::Moving { .. } => None,
+        }))
     }
 
     /// Next hop of the kernel's route to the service address on a host; None: on link, by the private network.

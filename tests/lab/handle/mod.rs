@@ -155,6 +155,14 @@ impl Lab {
         writer::ask_line(&socket, command, Duration::from_secs(5)).with_context(|| format!("{node}/server"))
     }
 
+    /// What the controllable servers applied to their store, and what of it late (`reroute-nfsd applied`).
+    pub fn applied(&self) -> anyhow::Result<serde_json::Value> {
+        let store = self.outside.join("export");
+        let out = Command::new(binary("reroute-nfsd")?).args(["applied", "--store"]).arg(store).output()?;
+        serde_json::from_slice(&out.stdout)
+            .with_context(|| format!("reroute-nfsd applied: {}", String::from_utf8_lossy(&out.stderr)))
+    }
+
     /// Runs a command in a node's network namespace and the lab's mounts; gives its output.
     pub fn exec(&self, node: &str, command: &[&str]) -> anyhow::Result<Output> {
         Command::new(binary("reroute-lab")?)
