@@ -78,7 +78,7 @@ fn ganesha(lab: &Supervisor, node: Node) -> anyhow::Result<()> {
             "-L",
             "/dev/stderr",
             "-N",
-            "WARN",
+            "MAJ",
             "-p",
             &pidfile(&dir).to_string_lossy(),
         ],
