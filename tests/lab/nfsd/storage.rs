@@ -145,10 +145,13 @@ pub fn serve(place: &Place) -> anyhow::Result<()> {
     let mut leases = Leases::new(&place.meta())?;
     let mut message = vec![0; MESSAGE];
     loop {
-        let len = retry(|| recv(socket, &mut message[..], RecvFlags::empty()))?.0;
-        if len == 0 {
-            return Ok(());
-        }
+        let len = match retry(|| recv(socket, &mut message[..], RecvFlags::empty())) {
+            Ok((len, _)) if len > 0 => len,
+            // The server has ended; RESET when it left an answer unread.
+            Ok(_) => return Ok(()),
+            Err(why) if why.kind() == std::io::ErrorKind::ConnectionReset => return Ok(()),
+            Err(why) => return Err(why).context("the server's socket"),
+        };
         let outcome = match message.get(..len).filter(|m| m.len() >= HEADER) {
             None => Outcome::Failed("message without a header".to_owned()),
             Some(message) => {

@@ -11,6 +11,8 @@ use std::os::unix::fs::FileExt;
 struct Slot {
     /// Sequence of the last acknowledged write; 0: none yet.
     acked: u64,
+    /// Sequence that was acknowledged before that one.
+    previous: u64,
     /// Sequence of the last issued write.
     issued: u64,
     in_flight: bool,
@@ -89,6 +91,7 @@ impl Ring {
     /// The outstanding write of `slot` was acknowledged.
     pub fn acknowledged(&mut self, slot: usize, at: u64) -> std::io::Result<Option<Finding>> {
         let state = &mut self.slots[slot];
+        state.previous = state.acked;
         state.acked = state.issued;
         state.in_flight = false;
         state.reported = None;
@@ -143,11 +146,14 @@ impl Ring {
 }
 
 /// None: all is well. A slot with a write outstanding may hold anything from the acknowledged to the issued one,
-/// and be caught half written.
+/// and be caught half written. Right after its acknowledgement a write that was never applied shows the one before it;
+/// anything older than that has been applied late.
 fn judge(slot: &Slot, found: Found, just_acknowledged: bool) -> Option<Kind> {
     match found {
         Found::Seq(seq) if seq >= slot.acked && seq <= slot.issued => None,
-        Found::Seq(seq) if seq < slot.acked && !just_acknowledged => Some(Kind::Stale),
+        Found::Seq(seq) if seq < slot.acked && !(just_acknowledged && seq == slot.previous) => {
+            Some(Kind::Stale)
+        }
         Found::Empty if slot.acked == 0 => None,
         Found::Torn if slot.in_flight => None,
         _ => Some(Kind::Lost),
@@ -198,6 +204,21 @@ mod tests {
         ring.acknowledged(1, 1).unwrap();
         ring.file.write_all_at(&[1; 64], Ring::offset(1)).unwrap();
         assert_eq!(ring.check_all(2).unwrap()[0].found, Found::Torn);
+    }
+
+    #[test]
+    fn at_its_acknowledgement_a_write_is_lost_or_overwritten_by_a_late_one() {
+        let mut ring = ring(1);
+        for seq in [1, 2] {
+            ring.begin(seq, 0).unwrap().unwrap();
+            apply(&ring, 0, seq);
+            assert_eq!(ring.acknowledged(0, 0).unwrap(), None);
+        }
+        ring.begin(3, 0).unwrap().unwrap();
+        assert_eq!(ring.acknowledged(0, 0).unwrap().unwrap().kind, Kind::Lost);
+        ring.begin(4, 0).unwrap().unwrap();
+        apply(&ring, 0, 1);
+        assert_eq!(ring.acknowledged(0, 0).unwrap().unwrap().kind, Kind::Stale);
     }
 
     #[test]

@@ -162,12 +162,14 @@ impl Writer {
     fn fill(&mut self) -> anyhow::Result<()> {
         self.retry()?;
         let at = now();
-        let mut sync = self.flights.values().filter(|f| f.target != Target::Metadata).count();
-        while sync < self.cli.outstanding.max(1)
+        let count = |kind| self.flights.values().filter(|f| f.kind == kind).count();
+        let (mut appends, mut hots) = (count(Kind::Append), count(Kind::Hot));
+        while appends + hots < self.cli.outstanding.max(1)
             && at.saturating_sub(self.last_issue) >= self.cli.interval_us * 1000
         {
             let seq = self.seq + 1;
-            let hot = self.hot_turn;
+            // As many of one as of the other outstanding, so that a late call is a hot one often enough.
+            let hot = if appends == hots { self.hot_turn } else { hots < appends };
             let (handle, ring) = if hot { &mut self.hot } else { &mut self.append };
             let Some((slot, finding)) = ring.begin(seq, at)? else { break };
             let offset = Ring::offset(slot);
@@ -182,7 +184,7 @@ impl Writer {
             self.hot_turn = !hot;
             self.last_issue = at;
             self.issue(op, target, kind, seq, offset)?;
-            sync += 1;
+            if hot { hots += 1 } else { appends += 1 }
         }
         if !self.flights.values().any(|f| f.target == Target::Metadata)
             && let Some(lane) = &mut self.metadata
