@@ -90,6 +90,23 @@ impl Bench {
         sh("ip", &["-n", &self.netns("c"), "route", "replace", &format!("{SERVICE}/32"), "via", hop]);
     }
 
+    pub fn no_route(&self) {
+        sh("ip", &["-n", &self.netns("c"), "route", "delete", &format!("{SERVICE}/32")]);
+    }
+
+    /// Whether server `node` gets what is sent to it; nobody is told when it does not.
+    pub fn hole(&self, node: &str, on: bool) {
+        let table =
+            "table ip hole { chain everything { type filter hook prerouting priority -300; policy drop; }; }";
+        let rules = if on { table } else { "delete table ip hole" };
+        sh("ip", &["netns", "exec", &self.netns(node), "nft", rules]);
+    }
+
+    /// SOCK_DESTROY of server `node`'s connections: the client gets a RST.
+    pub fn destroy_server_sockets(&self, node: &str) {
+        sh("ip", &["netns", "exec", &self.netns(node), "ss", "-K", "state", "connected", "src", SERVICE]);
+    }
+
     /// SOCK_DESTROY of the client's sockets to the service address.
     pub fn destroy_sockets(&self) {
         sh("ip", &["netns", "exec", &self.netns("c"), "ss", "-K", "dst", SERVICE]);

@@ -1,6 +1,8 @@
 //! The writer against the lab's access server: each must see what the other does wrong, and nothing else.
 //! Needs root (network namespaces) and `ip`, `ss`, `nsenter`.
 
+#![allow(clippy::unwrap_used, reason = "a test's helpers fail by panicking")]
+
 mod bench;
 
 use bench::{Bench, Writer, wait};
@@ -153,4 +155,51 @@ fn a_client_without_an_epoch_is_turned_away() {
     assert_eq!((status.code(), report), (Some(2), None));
     assert!(number(&server.ask("stats"), "refused_unknown") > 0);
     assert!(!bench.store().join("writer-1").exists());
+}
+
+/// What libnfs makes of each way in which a connection can end. The bounds are wide; the figures are printed.
+#[test]
+fn the_writer_comes_back_however_its_connection_ended() {
+    let bench = Bench::new();
+    bench.epoch("a", Some(1));
+    bench.epoch("b", Some(1));
+    let mut a = bench.nfsd("a", &[]);
+    let writer = bench.writer(&["--outstanding", "2", "--metadata"]);
+    writer.progress(300);
+    let outage = std::time::Duration::from_millis(300);
+    let measure = |what: &str, limit_ms: f64, fault: &mut dyn FnMut()| {
+        let before = writer.ask("snapshot");
+        fault();
+        writer.progress(200);
+        let after = writer.ask("snapshot");
+        let gap = writer.gap(number(&before, "at"));
+        let more = |name: &str| number(&after, name) - number(&before, name);
+        let (reconnects, attempts, lost) = (more("reconnects"), more("connect_attempts"), more("calls_lost"));
+        println!(
+            "{what}: gap {gap:.1} ms, {reconnects} reconnects, {attempts} failed attempts, {lost} calls lost"
+        );
+        assert!(gap < limit_ms, "{what}: {gap} ms");
+        assert!(reconnects >= 1, "{what}");
+    };
+    measure("client's socket destroyed", 500.0, &mut || bench.destroy_sockets());
+    measure("server's socket destroyed (RST)", 500.0, &mut || bench.destroy_server_sockets("a"));
+    measure("server killed, port refuses for 300 ms", 1000.0, &mut || {
+        a.process.signal(Signal::KILL);
+        std::thread::sleep(outage);
+        a = bench.nfsd("a", &[]);
+    });
+    measure("no route for 300 ms, socket destroyed", 1000.0, &mut || {
+        bench.no_route();
+        bench.destroy_sockets();
+        std::thread::sleep(outage);
+        bench.route("a");
+    });
+    measure("SYNs into a hole for 300 ms, then the socket destroyed", 1000.0, &mut || {
+        bench.hole("a", true);
+        bench.destroy_sockets();
+        std::thread::sleep(outage);
+        bench.hole("a", false);
+        bench.destroy_sockets();
+    });
+    clean(writer);
 }

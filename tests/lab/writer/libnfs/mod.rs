@@ -7,9 +7,12 @@
 //! TCP it waits for ever. So whoever polls paces the attempts (`Client::connected`).
 #![allow(unsafe_code)]
 
+mod abi;
+
+use abi::*;
 use std::cell::RefCell;
 use std::collections::VecDeque;
-use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::ffi::{CStr, CString, c_int, c_void};
 use std::os::fd::{BorrowedFd, RawFd};
 use std::rc::Rc;
 
@@ -83,149 +86,6 @@ pub enum Error {
     Libnfs { what: &'static str, why: String },
     #[error("the URL {0:?} holds a NUL byte")]
     Url(String),
-}
-
-#[repr(C)]
-struct Fh {
-    len: u32,
-    val: *const c_char,
-}
-#[repr(C)]
-struct NfsUrl {
-    server: *const c_char,
-    path: *const c_char,
-    file: *const c_char,
-}
-#[repr(C)]
-struct DirOp {
-    dir: Fh,
-    name: *const c_char,
-}
-#[repr(C)]
-struct WriteArgs {
-    file: Fh,
-    offset: u64,
-    count: u32,
-    stable: u32,
-    data: Fh,
-}
-#[repr(C)]
-struct WriteRes {
-    status: u32,
-    wcc: [u64; 16],
-    count: u32,
-    committed: u32,
-    verifier: [u8; 8],
-}
-#[repr(C)]
-struct CommitArgs {
-    file: Fh,
-    offset: u64,
-    count: u32,
-}
-#[repr(C)]
-struct CommitRes {
-    status: u32,
-    wcc: [u64; 16],
-    verifier: [u8; 8],
-}
-#[repr(C)]
-struct LookupRes {
-    status: u32,
-    object: Fh,
-}
-/// `sattr3`: `set_mode3` first (flag, mode), the other fields unset.
-#[repr(C)]
-struct Sattr {
-    set_mode: u32,
-    mode: u32,
-    rest: [u64; 7],
-}
-#[repr(C)]
-struct CreateArgs {
-    place: DirOp,
-    mode: u32,
-    attributes: Sattr,
-}
-#[repr(C)]
-struct MkdirArgs {
-    place: DirOp,
-    attributes: Sattr,
-}
-#[repr(C)]
-struct RenameArgs {
-    from: DirOp,
-    to: DirOp,
-}
-
-// The sizes of libnfs-raw-nfs.h on a 64-bit machine.
-const _: () = {
-    assert!(size_of::<WriteArgs>() == 48 && size_of::<WriteRes>() == 152);
-    assert!(size_of::<CommitArgs>() == 32 && size_of::<CommitRes>() == 144);
-    assert!(size_of::<CreateArgs>() == 96 && size_of::<MkdirArgs>() == 88);
-    assert!(size_of::<RenameArgs>() == 48 && size_of::<DirOp>() == 24 && size_of::<Sattr>() == 64);
-    assert!(std::mem::offset_of!(LookupRes, object) == 8);
-};
-
-type Callback = unsafe extern "C" fn(*mut c_void, c_int, *mut c_void, *mut c_void);
-
-#[link(name = "nfs")]
-unsafe extern "C" {
-    fn nfs_init_context() -> *mut c_void;
-    fn nfs_destroy_context(nfs: *mut c_void);
-    fn nfs_parse_url_dir(nfs: *mut c_void, url: *const c_char) -> *mut NfsUrl;
-    fn nfs_destroy_url(url: *mut NfsUrl);
-    fn nfs_set_autoreconnect(nfs: *mut c_void, retries: c_int);
-    fn nfs_set_timeout(nfs: *mut c_void, milliseconds: c_int);
-    fn nfs_mount(nfs: *mut c_void, server: *const c_char, export: *const c_char) -> c_int;
-    fn nfs_get_error(nfs: *mut c_void) -> *const c_char;
-    fn nfs_get_rootfh(nfs: *mut c_void) -> *const Fh;
-    fn nfs_get_rpc_context(nfs: *mut c_void) -> *mut c_void;
-    fn nfs_get_fd(nfs: *mut c_void) -> c_int;
-    fn nfs_which_events(nfs: *mut c_void) -> c_int;
-    fn nfs_service(nfs: *mut c_void, revents: c_int) -> c_int;
-    fn rpc_nfs3_write_async(
-        rpc: *mut c_void,
-        cb: Callback,
-        args: *const WriteArgs,
-        private: *mut c_void,
-    ) -> c_int;
-    fn rpc_nfs3_commit_async(
-        rpc: *mut c_void,
-        cb: Callback,
-        args: *const CommitArgs,
-        private: *mut c_void,
-    ) -> c_int;
-    fn rpc_nfs3_lookup_async(
-        rpc: *mut c_void,
-        cb: Callback,
-        args: *const DirOp,
-        private: *mut c_void,
-    ) -> c_int;
-    fn rpc_nfs3_mkdir_async(
-        rpc: *mut c_void,
-        cb: Callback,
-        args: *const MkdirArgs,
-        private: *mut c_void,
-    ) -> c_int;
-    fn rpc_nfs3_create_async(
-        rpc: *mut c_void,
-        cb: Callback,
-        args: *const CreateArgs,
-        private: *mut c_void,
-    ) -> c_int;
-    fn rpc_nfs3_rename_async(
-        rpc: *mut c_void,
-        cb: Callback,
-        args: *const RenameArgs,
-        private: *mut c_void,
-    ) -> c_int;
-    fn rpc_nfs3_remove_async(
-        rpc: *mut c_void,
-        cb: Callback,
-        args: *const DirOp,
-        private: *mut c_void,
-    ) -> c_int;
 }
 
 type Queue = Rc<RefCell<VecDeque<(u64, Reply)>>>;
