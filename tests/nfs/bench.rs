@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -149,6 +149,14 @@ impl Bench {
         command.args(["--url", URL, "--max-seconds", "60", "--backing"]).arg(self.store());
         command.arg("--control").arg(&control).args(flags).stdout(Stdio::piped());
         Writer { process: Process(command.spawn().unwrap()), control }
+    }
+
+    /// Runs one of libnfs's own programs on `path`, from the client.
+    pub fn client(&self, program: &str, path: &str) -> Output {
+        let url = format!("nfs://{SERVICE}{path}?version=3&nfsport=2049&mountport=2049");
+        let output = self.command("c", program).arg(url).output().unwrap();
+        assert!(output.status.success(), "{program} {path}: {}", String::from_utf8_lossy(&output.stderr));
+        output
     }
 
     /// Counts of the shared log of applied writes.

@@ -157,6 +157,39 @@ fn a_client_without_an_epoch_is_turned_away() {
     assert!(!bench.store().join("writer-1").exists());
 }
 
+#[test]
+fn a_server_that_does_not_answer_the_mount_is_given_up() {
+    let bench = Bench::new();
+    bench.epoch("a", Some(1));
+    let server = bench.nfsd("a", &[]);
+    server.process.signal(Signal::STOP);
+    let (status, report) = bench.writer(&["--mount-seconds", "1"]).end();
+    assert_eq!((status.code(), report), (Some(2), None));
+}
+
+/// Another client (libnfs-utils) reads the same: LOOKUP, READ and READDIRPLUS over several replies.
+#[test]
+fn what_was_written_can_be_read_by_nfs() {
+    let bench = Bench::new();
+    bench.epoch("a", Some(1));
+    let server = bench.nfsd("a", &[]);
+    let writer = bench.writer(&["--outstanding", "4", "--metadata"]);
+    writer.progress(500);
+    clean(writer);
+    let backing = std::fs::read(bench.store().join("writer-1/append")).unwrap();
+    assert!(backing.len() > 128 << 10, "more than one READ");
+    assert!(bench.client("nfs-cat", "/export/writer-1/append").stdout == backing);
+    let many = bench.store().join("many");
+    std::fs::create_dir(&many).unwrap();
+    for n in 0..2000 {
+        std::fs::write(many.join(format!("a file with a rather long name, number {n}")), "").unwrap();
+    }
+    let listing = bench.client("nfs-ls", "/export/many");
+    let text = String::from_utf8_lossy(&listing.stdout);
+    assert_eq!(text.lines().filter(|l| l.contains("rather long name")).count(), 2000);
+    assert!(number(&server.ask("stats")["calls"], "read") > 1);
+}
+
 /// What libnfs makes of each way in which a connection can end. The bounds are wide; the figures are printed.
 #[test]
 fn the_writer_comes_back_however_its_connection_ended() {

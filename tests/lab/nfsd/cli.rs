@@ -49,7 +49,7 @@ pub struct Place {
     /// Do not fdatasync what must be stable (kernel and disk outlive every process of a lab).
     #[arg(long)]
     pub no_fsync: bool,
-    /// UNSTABLE writes stay in this instance's memory until COMMIT, and are lost with it.
+    /// UNSTABLE writes stay in this instance's memory until COMMIT, unseen by READ, and are lost with it.
     #[arg(long)]
     pub volatile: bool,
     /// Write verifier; default: from the time of the start.

@@ -94,7 +94,8 @@ fn run(mut cli: cli::Serve) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("tokio")?;
-    runtime.block_on(serve(server, &cli))?;
+    runtime.block_on(serve(server.clone(), &cli))?;
+    server.storage.end().context("ending the storage side")?;
     // Calls that are stuck do not hold up the end.
     runtime.shutdown_background();
     for path in [&cli.pidfile, &cli.storage_pidfile, &cli.control].into_iter().flatten() {

@@ -7,7 +7,7 @@ use crate::ownership::{self, EpochError, Owner};
 use crate::read;
 use crate::rpc::{self, Answer, Call};
 use crate::storage::{Outcome, Storage};
-use crate::store::{Store, file_id};
+use crate::store::{self, Store, file_id};
 use nfs3_types::mount::{self, MOUNT_PROGRAM, fhandle3, mountres3, mountres3_ok, mountstat3};
 use nfs3_types::nfs3::{self, NFS_PROGRAM};
 use nfs3_types::xdr_codec::{Opaque, Pack};
@@ -220,11 +220,9 @@ impl Connection {
                     return Answer::Garbage;
                 };
                 let path = String::from_utf8_lossy(&path.0.0).into_owned();
-                if path.trim_end_matches('/') != self.server.export.trim_end_matches('/') {
+                let Some(root) = self.exported(&path) else {
                     return packed(mountres3::Err(mountstat3::MNT3ERR_NOENT));
-                }
-                let root = self.server.store.root_handle();
-                debug_assert!(file_id(&root).is_ok());
+                };
                 let fhandle = fhandle3(Opaque::owned(root.data.0.into_owned()));
                 // AUTH_NONE, AUTH_UNIX
                 packed(mountres3::Ok(mountres3_ok { fhandle, auth_flavors: vec![0, 1] }))
@@ -245,5 +243,22 @@ impl Connection {
             Ok(_) => Answer::Success(Vec::new()),
             Err(_) => Answer::NoProcedure,
         }
+    }
+
+    /// The handle of the exported directory, or of a directory below it.
+    fn exported(&self, path: &str) -> Option<nfs3::nfs_fh3> {
+        let below = path.strip_prefix(self.server.export.trim_end_matches('/'))?;
+        if !below.is_empty() && !below.starts_with('/') {
+            return None;
+        }
+        let store = &self.server.store;
+        let mut at = store.root_handle();
+        for name in below.split('/').filter(|n| !n.is_empty()) {
+            let dir = file_id(&at).ok()?;
+            let (id, _) = store.seen(&store.child(dir, name.as_bytes()).ok()?).ok()?;
+            at = store::handle(id);
+        }
+        store.dir(file_id(&at).ok()?).ok()?;
+        Some(at)
     }
 }

@@ -37,7 +37,7 @@ pub enum Storage {
 
 pub struct Side {
     socket: OwnedFd,
-    _child: Child,
+    child: Child,
 }
 
 impl Storage {
@@ -64,7 +64,17 @@ impl Storage {
         }
         let child = command.stdin(Stdio::from(theirs)).spawn().context("starting the storage side")?;
         let pid = child.id();
-        Ok((Storage::Side(Mutex::new(Side { socket: ours, _child: child })), pid))
+        Ok((Storage::Side(Mutex::new(Side { socket: ours, child })), pid))
+    }
+
+    /// Ends the storage side and reaps it; an operation under way is finished.
+    pub fn end(&self) -> std::io::Result<()> {
+        if let Storage::Side(side) = self {
+            let mut side = side.lock().unwrap_or_else(PoisonError::into_inner);
+            rustix::net::shutdown(&side.socket, rustix::net::Shutdown::Both)?;
+            side.child.wait()?;
+        }
+        Ok(())
     }
 
     /// Runs one changing procedure to its end; blocks.

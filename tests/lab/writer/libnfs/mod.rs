@@ -22,6 +22,9 @@ pub const FILE_SYNC: u32 = 2;
 pub const NFS3ERR_NOENT: u32 = 2;
 pub const NFS3ERR_EXIST: u32 = 17;
 
+/// For each call of a mount; libnfs takes whole seconds.
+const MOUNT_TIMEOUT_MS: c_int = 2000;
+
 /// A file handle, opaque.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Handle(Vec<u8>);
@@ -106,8 +109,8 @@ pub struct Client {
 }
 
 impl Client {
-    /// Mounts `url` (`nfs://ADDRESS/EXPORT?version=3&nfsport=..&mountport=..`). Blocks while the server does not
-    /// answer; an unreachable or refusing server is an error.
+    /// Mounts `url` (`nfs://ADDRESS/EXPORT?version=3&nfsport=..&mountport=..`). A server that refuses, or does not
+    /// answer a call for 2 s, is an error; SYNs that get lost are waited for as long as TCP does.
     pub fn mount(url: &str) -> Result<Client, Error> {
         let text = CString::new(url).map_err(|_| Error::Url(url.to_owned()))?;
         // SAFETY: no arguments; null is checked.
@@ -124,7 +127,7 @@ impl Client {
         }
         // SAFETY: server and path are strings of the parsed URL, freed only after the mount.
         let mounted = unsafe {
-            nfs_set_timeout(nfs, -1);
+            nfs_set_timeout(nfs, MOUNT_TIMEOUT_MS);
             let rc = nfs_mount(nfs, (*parsed).server, (*parsed).path);
             nfs_destroy_url(parsed);
             rc
@@ -135,6 +138,7 @@ impl Client {
         // SAFETY: the context is mounted: it has an RPC context and a root handle, copied here.
         unsafe {
             nfs_set_autoreconnect(nfs, -1);
+            nfs_set_timeout(nfs, -1);
             client.rpc = nfs_get_rpc_context(nfs);
             client.root = copy_handle(&*nfs_get_rootfh(nfs));
         }
