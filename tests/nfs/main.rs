@@ -94,6 +94,35 @@ fn late_calls_do_damage_without_the_check() {
     assert!(number(&bench.applied(), "late_epoch") > 0);
 }
 
+/// Wherever a server is stopped, be it in the middle of an operation, the other one goes on at once.
+#[test]
+fn moves_to_and_fro_between_stopped_servers_lose_nothing() {
+    let bench = Bench::new();
+    bench.epoch("a", Some(1));
+    bench.epoch("b", None);
+    let servers = [("a", bench.nfsd("a", &[])), ("b", bench.nfsd("b", &[]))];
+    let writer = bench.writer(&["--outstanding", "4", "--metadata"]);
+    writer.progress(200);
+    for epoch in 2..14 {
+        let ((old, stopped), (new, _)) = (&servers[epoch as usize % 2], &servers[(epoch as usize + 1) % 2]);
+        let before = reroute_agent::clock::now().0;
+        stopped.process.signal(Signal::STOP);
+        bench.epoch(old, None);
+        bench.epoch(new, Some(epoch));
+        bench.route(new);
+        bench.destroy_sockets();
+        writer.progress(200);
+        let gap = writer.gap(before);
+        println!("to {new} at epoch {epoch}: {gap:.1} ms");
+        assert!(gap < 3000.0);
+        stopped.process.signal(Signal::CONT);
+        writer.progress(50);
+    }
+    clean(writer);
+    let applied = bench.applied();
+    assert_eq!((number(&applied, "late_epoch"), number(&applied, "late_sequence")), (0, 0), "{applied}");
+}
+
 #[test]
 fn slow_and_stuck_classes_hold_up_only_themselves() {
     let bench = Bench::new();
@@ -112,7 +141,7 @@ fn slow_and_stuck_classes_hold_up_only_themselves() {
     server.ask("stuck write on");
     wait("the writer to be stuck", || (writer.gap(before) > 100.0).then_some(()));
     let replies = server.replies("write");
-    assert!(bench.null() < std::time::Duration::from_millis(500), "NULL is answered while writes hang");
+    assert!(bench.null() < std::time::Duration::from_secs(2), "NULL is answered while writes hang");
     assert_eq!(server.replies("write"), replies);
     server.ask("stuck write off");
     writer.progress(100);
@@ -214,20 +243,20 @@ fn the_writer_comes_back_however_its_connection_ended() {
         assert!(gap < limit_ms, "{what}: {gap} ms");
         assert!(reconnects >= 1, "{what}");
     };
-    measure("client's socket destroyed", 500.0, &mut || bench.destroy_sockets());
-    measure("server's socket destroyed (RST)", 500.0, &mut || bench.destroy_server_sockets("a"));
-    measure("server killed, port refuses for 300 ms", 1000.0, &mut || {
+    measure("client's socket destroyed", 2000.0, &mut || bench.destroy_sockets());
+    measure("server's socket destroyed (RST)", 2000.0, &mut || bench.destroy_server_sockets("a"));
+    measure("server killed, port refuses for 300 ms", 3000.0, &mut || {
         a.process.signal(Signal::KILL);
         std::thread::sleep(outage);
         a = bench.nfsd("a", &[]);
     });
-    measure("no route for 300 ms, socket destroyed", 1000.0, &mut || {
+    measure("no route for 300 ms, socket destroyed", 3000.0, &mut || {
         bench.no_route();
         bench.destroy_sockets();
         std::thread::sleep(outage);
         bench.route("a");
     });
-    measure("SYNs into a hole for 300 ms, then the socket destroyed", 1000.0, &mut || {
+    measure("SYNs into a hole for 300 ms, then the socket destroyed", 3000.0, &mut || {
         bench.hole("a", true);
         bench.destroy_sockets();
         std::thread::sleep(outage);

@@ -16,7 +16,7 @@ pub fn mount(url: &str, limit: Duration) -> anyhow::Result<Client> {
     loop {
         match Client::mount(url) {
             Ok(client) => return Ok(client),
-            Err(Error::Url(url)) => bail!("{url:?} cannot be a URL: it holds a NUL byte"),
+            Err(why @ Error::Url { .. }) => return Err(why.into()),
             Err(why) if Instant::now() >= deadline => {
                 return Err(why).with_context(|| format!("{url} could not be mounted within {limit:?}"));
             }

@@ -87,8 +87,8 @@ pub enum Reply {
 pub enum Error {
     #[error("{what}: {why}")]
     Libnfs { what: &'static str, why: String },
-    #[error("the URL {0:?} holds a NUL byte")]
-    Url(String),
+    #[error("{url:?} is no nfs:// URL: {why}")]
+    Url { url: String, why: String },
 }
 
 type Queue = Rc<RefCell<VecDeque<(u64, Reply)>>>;
@@ -112,7 +112,7 @@ impl Client {
     /// Mounts `url` (`nfs://ADDRESS/EXPORT?version=3&nfsport=..&mountport=..`). A server that refuses, or does not
     /// answer a call for 2 s, is an error; SYNs that get lost are waited for as long as TCP does.
     pub fn mount(url: &str) -> Result<Client, Error> {
-        let text = CString::new(url).map_err(|_| Error::Url(url.to_owned()))?;
+        let text = CString::new(url).map_err(|e| Error::Url { url: url.to_owned(), why: e.to_string() })?;
         // SAFETY: no arguments; null is checked.
         let nfs = unsafe { nfs_init_context() };
         if nfs.is_null() {
@@ -123,7 +123,7 @@ impl Client {
         // SAFETY: the context is live, the URL is NUL-terminated.
         let parsed = unsafe { nfs_parse_url_dir(nfs, text.as_ptr()) };
         if parsed.is_null() {
-            return Err(client.error("nfs_parse_url_dir"));
+            return Err(Error::Url { url: url.to_owned(), why: client.last_error() });
         }
         // SAFETY: server and path are strings of the parsed URL, freed only after the mount.
         let mounted = unsafe {
