@@ -10,7 +10,7 @@ use std::path::PathBuf;
 ///
 /// Commands, one per line, by --control or --stdin; each is answered by one line of JSON:
 /// `snapshot`: counts so far, after a check of every block; `gap FROM TO`: longest gap between completed sync writes
-/// that touches the window (CLOCK_BOOTTIME ns; TO 0: now); `stop`: drain, verify, result.
+/// that touches the window (CLOCK_BOOTTIME ns, from the writer's start on; TO 0: now); `stop`: drain, verify, result.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "reroute-writer", version)]
 pub struct Cli {
@@ -50,7 +50,7 @@ pub struct Cli {
     /// Unix socket for commands.
     #[arg(long)]
     pub control: Option<PathBuf>,
-    /// Commands on standard input; its end stops the writer.
+    /// Commands on standard input; its end stops the writer. Answers go to standard output, then the result.
     #[arg(long)]
     pub stdin: bool,
     /// Log of every operation: 40-byte records, see record.rs.

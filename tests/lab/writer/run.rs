@@ -342,7 +342,8 @@ impl Writer {
         let text = match request.command {
             Command::Stop => return Ok(()),
             Command::Gap { from, to } => {
-                serde_json::to_string(&self.recorder.gap(from, if to == 0 { at } else { to }))?
+                let (from, to) = (from.max(self.started), if to == 0 { at } else { to });
+                serde_json::to_string(&self.recorder.gap(from, to))?
             }
             Command::Snapshot => {
                 // The append file is checked block by block as it comes round, and at the end: it may be long.
