@@ -37,6 +37,7 @@ use std::path::{Path, PathBuf};
 pub fn run(config: Config) -> anyhow::Result<()> {
     let scvm = config.scvm()?.clone();
     let entry = config.cluster.scvm(scvm.id).context("this SCVM is not in [[cluster.scvms]]")?.clone();
+    check_bpffs(&scvm.bpf_dir)?;
     let _lock = lock(&scvm.bpf_dir)?;
     let bypass_file = scvm.state_dir.join("bypass");
     let bypass = read_bypass(&bypass_file)?;
@@ -67,6 +68,20 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         Ok(result) => result,
         Err(_) => bail!("the scvm thread has panicked"),
     }
+}
+
+/// The pins must be on a bpffs: looked at before anything is made.
+fn check_bpffs(bpf_dir: &Path) -> anyhow::Result<()> {
+    const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
+    let there = bpf_dir.ancestors().find(|dir| dir.exists()).unwrap_or(Path::new("/"));
+    let found = rustix::fs::statfs(there).with_context(|| format!("cannot look at {}", there.display()))?;
+    if found.f_type as u64 != BPF_FS_MAGIC {
+        let dir = bpf_dir.display();
+        bail!(
+            "[scvm] bpf_dir {dir} is not on a bpffs: mount one above it (`mount -t bpf bpf DIR`), or correct it"
+        );
+    }
+    Ok(())
 }
 
 /// One instance per directory of pins: the lock is on the directory itself, and ends with the process.
@@ -147,6 +162,14 @@ mod tests {
         assert!(error.contains("another instance"), "{error}");
         drop(first);
         lock(&dir).unwrap();
+    }
+
+    #[test]
+    fn pins_elsewhere_than_on_a_bpffs_are_refused() {
+        let dir = dir("nobpf").join("s1");
+        let error = check_bpffs(&dir).unwrap_err().to_string();
+        assert!(error.contains("mount -t bpf"), "{error}");
+        assert!(!dir.exists(), "nothing was made");
     }
 
     #[test]

@@ -27,6 +27,10 @@ struct Pending {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Preparing {
     epoch: Epoch,
+    /// No old socket is left.
+    purged: bool,
+    /// The server has just answered somebody.
+    answers: bool,
     retry_at: Option<BootNs>,
     tries: u32,
 }
@@ -252,12 +256,14 @@ impl Admission {
 
     // --- Prepare ---
 
-    /// `unwell`: why nobody should move here.
+    /// `unwell`: why nobody should move here; `answers`: the server has just answered somebody, else it is being
+    /// asked, see [`Admission::probed`].
     pub fn prepare(
         &mut self,
         host: HostId,
         epoch: Epoch,
         unwell: Option<String>,
+        answers: bool,
         outbox: &mut Outbox,
         out: &mut Vec<Effect>,
     ) {
@@ -273,7 +279,7 @@ impl Admission {
         if self.preparing.get(&host).is_some_and(|p| p.epoch >= epoch) {
             return;
         }
-        self.preparing.insert(host, Preparing { epoch, retry_at: None, tries: 0 });
+        self.preparing.insert(host, Preparing { epoch, purged: false, answers, retry_at: None, tries: 0 });
         out.push(Effect::PurgeSockets { host, epoch, purpose: Purpose::Prepare });
     }
 
@@ -287,14 +293,14 @@ impl Admission {
         out: &mut Vec<Effect>,
     ) {
         let Some(preparing) =
-            self.preparing.get_mut(&host).filter(|p| p.epoch == epoch && p.retry_at.is_none())
+            self.preparing.get_mut(&host).filter(|p| p.epoch == epoch && p.retry_at.is_none() && !p.purged)
         else {
             return;
         };
         let problem = match purge {
             Ok(Purge { left: 0, .. }) => {
-                self.preparing.remove(&host);
-                return prepared(host, epoch, None, outbox, out);
+                preparing.purged = true;
+                return self.finish(outbox, out);
             }
             Ok(Purge { left, .. }) => format!("{left} old connections of {host} cannot be closed"),
             Err(why) => format!("old connections of {host} cannot be closed: {why}"),
@@ -306,6 +312,31 @@ impl Admission {
         } else {
             preparing.retry_at = Some(now.plus(RETRY_NS));
         }
+    }
+
+    /// The local server was asked. A server that hangs unused shows no stall: it is found here, before anybody moves.
+    pub fn probed(&mut self, answered: bool, outbox: &mut Outbox, out: &mut Vec<Effect>) {
+        for (&host, preparing) in &mut self.preparing {
+            if !answered && !preparing.answers {
+                let error = "the server did not answer a NULL call".to_string();
+                prepared(host, preparing.epoch, Some(error), outbox, out);
+            }
+            preparing.answers |= answered;
+        }
+        if !answered {
+            self.preparing.retain(|_, p| p.answers);
+        }
+        self.finish(outbox, out);
+    }
+
+    fn finish(&mut self, outbox: &mut Outbox, out: &mut Vec<Effect>) {
+        self.preparing.retain(|&host, p| {
+            let done = p.purged && p.answers;
+            if done {
+                prepared(host, p.epoch, None, outbox, out);
+            }
+            !done
+        });
     }
 
     pub fn wake_at(&self) -> Option<BootNs> {

@@ -240,7 +240,10 @@ impl Scvm {
             Input::Purged { host, epoch, purpose: Purpose::Prepare, purge } => {
                 self.admission.purged(host, epoch, purge, now, &mut self.outbox, out)
             }
-            Input::NullRpc { answered, took_ns } => self.server.null_rpc(answered, took_ns, now, out),
+            Input::NullRpc { answered, took_ns } => {
+                self.server.null_rpc(answered, took_ns, now, out);
+                self.admission.probed(answered, &mut self.outbox, out);
+            }
             Input::AgentStateSet(result) => self.server.agent_state_set(result, now, out),
             Input::ModeSet { mode, result } => self.mode_set(mode, result, now, out),
             Input::BypassPersisted(result) => {
@@ -323,7 +326,11 @@ impl Scvm {
         match order {
             Order::Prepare { host, epoch } => {
                 let unwell = self.unwell();
-                self.admission.prepare(host, epoch, unwell, &mut self.outbox, out)
+                let answers = self.server.answered_lately(now);
+                if unwell.is_none() && !answers {
+                    self.server.want_probe();
+                }
+                self.admission.prepare(host, epoch, unwell, answers, &mut self.outbox, out)
             }
             Order::Revoke { host, epoch, planned } => self.start_revoke(host, epoch, planned, now, out),
             Order::Admit { host, epoch } => self.admit(host, epoch, true, now, out),

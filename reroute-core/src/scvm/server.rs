@@ -28,6 +28,8 @@ pub struct Server {
     /// A stall was signalled since the last facts.
     signalled: bool,
     probing: bool,
+    /// Somebody wants to know now, suspicion or not.
+    probe_wanted: bool,
     next_probe: BootNs,
     last_answer: Option<bool>,
     null_failed: bool,
@@ -50,6 +52,7 @@ impl Server {
             registering: None,
             signalled: false,
             probing: false,
+            probe_wanted: false,
             next_probe: now,
             last_answer: None,
             null_failed: false,
@@ -87,6 +90,16 @@ impl Server {
     pub fn replies_leave(&self, now: BootNs) -> bool {
         let sign_of_life = self.facts.last_reply_at.max(self.seen_at);
         now.since(self.facts_at) > FRESH_NS || now.since(sign_of_life) <= self.silent_ns
+    }
+
+    /// A reply left so lately that asking would tell nothing new.
+    pub fn answered_lately(&self, now: BootNs) -> bool {
+        now.since(self.facts_at) <= FRESH_NS && now.since(self.facts.last_reply_at) <= self.silent_ns
+    }
+
+    /// Have the server asked at once; the answer comes as [`Server::null_rpc`].
+    pub fn want_probe(&mut self) {
+        self.probe_wanted = true;
     }
 
     /// The process that had the calls is dead and reaped, and no other one has taken its port.
@@ -127,6 +140,7 @@ impl Server {
 
     pub fn null_rpc(&mut self, answered: bool, took_ns: u64, now: BootNs, out: &mut Vec<Effect>) {
         self.probing = false;
+        self.probe_wanted = false;
         self.next_probe = now.plus(PROBE_EVERY_NS);
         if self.last_answer != Some(answered) {
             self.last_answer = Some(answered);
@@ -140,9 +154,11 @@ impl Server {
         if self.null_failed && now.since(self.facts_at) <= FRESH_NS && self.replies_leave(now) {
             self.null_failed = false;
         }
-        if !self.stalled() && !self.null_failed {
+        let suspected = self.stalled() || self.null_failed;
+        if !suspected && !self.probing {
             self.last_answer = None;
-        } else if !self.probing && self.next_probe <= now {
+        }
+        if !self.probing && (self.probe_wanted || suspected && self.next_probe <= now) {
             self.probing = true;
             out.push(Effect::ProbeNull);
         }

@@ -18,6 +18,7 @@ fn admitted(node: &Node) -> Vec<(Epoch, Option<String>)> {
     all.collect()
 }
 fn prepare(node: &mut Node, epoch: u64) {
+    node.null = Some(true);
     node.order(Order::Prepare { host: X, epoch: Epoch(epoch) });
 }
 fn admit(node: &mut Node, epoch: u64) {
@@ -70,6 +71,30 @@ fn nobody_is_prepared_at_a_server_that_is_not_well() {
         );
         assert_eq!(node.did(|e| matches!(e, Effect::PurgeSockets { .. })), 0);
     }
+}
+
+#[test]
+fn a_server_that_hangs_unused_is_found_before_anybody_moves_to_it() {
+    let mut node = Node::up(FencePolicy::Wait);
+    node.null = Some(false);
+    node.order(Order::Prepare { host: X, epoch: Epoch(2) });
+    assert!(matches!(&prepared(&node)[..], [Some(why)] if why.contains("NULL")));
+    assert_eq!(node.kernel.null_failed, Some(true), "and the hosts hear of it by pulse");
+    node.null = Some(true);
+    node.run(200 * MS);
+    assert_eq!(node.kernel.null_failed, Some(false));
+    node.mail.clear();
+    node.order(Order::Prepare { host: X, epoch: Epoch(2) });
+    assert_eq!(prepared(&node), [None]);
+}
+
+#[test]
+fn a_server_that_has_just_answered_is_not_asked() {
+    let mut node = Node::up(FencePolicy::Wait);
+    node.facts.last_reply_at = node.now;
+    node.order(Order::Prepare { host: X, epoch: Epoch(2) });
+    assert_eq!(prepared(&node), [None]);
+    assert_eq!(node.did(|e| *e == Effect::ProbeNull), 0);
 }
 
 #[test]

@@ -60,6 +60,8 @@ pub struct Node {
     pub broken: BTreeSet<Part>,
     pub sockets: BTreeMap<HostId, u32>,
     pub epochs: BTreeMap<HostId, Epoch>,
+    /// What the server answers to NULL; `None`: the test does.
+    pub null: Option<bool>,
     /// Killed processes terminate at once.
     pub reaps: bool,
     /// Every effect, and when.
@@ -99,6 +101,7 @@ impl Node {
             broken: BTreeSet::new(),
             sockets: BTreeMap::new(),
             epochs: BTreeMap::new(),
+            null: None,
             reaps: true,
             log: Vec::new(),
             mail: VecDeque::new(),
@@ -192,8 +195,7 @@ impl Node {
                 });
                 Input::Purged { host, epoch, purpose, purge }
             }
-            // Tests answer this one themselves.
-            Effect::ProbeNull => return None,
+            Effect::ProbeNull => Input::NullRpc { answered: self.null?, took_ns: MS },
             Effect::SetAgentState { null_failed } => {
                 let result = ok(Part::Pulse, &broken);
                 if result.is_ok() {
