@@ -1,21 +1,20 @@
 //! The real-time thread: inputs in, effects out.
 
 use super::epoch_file::Publisher;
+use super::facts::{client_facts, server_facts, signal};
 use super::listener::Listener;
 use super::metrics::Metrics;
 use super::null_rpc::Prober;
 use super::operator::{self, Request, Shared, Snapshot};
 use super::server_process::Watcher;
-use super::write_bypass;
 use crate::config::{Config, Scvm as ScvmConfig, ScvmEntry, ns};
 use crate::journal::Journal;
 use crate::meta_client::{LinkEvent, MetaClient};
-use crate::netlink::{links, sockets};
+use crate::netlink::links;
 use crate::sensor::{self, Sensor};
 use crate::{clock, service};
 use anyhow::Context;
 use prometheus_client::registry::Registry;
-use reroute_common::{event, pulse, table};
 use reroute_core::ids::*;
 use reroute_core::proto::{ClusterView, Order};
 use reroute_core::scvm::*;
@@ -25,7 +24,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::signal::unix::{SignalKind as Unix, signal};
+use tokio::signal::unix;
 use tokio::sync::mpsc;
 
 const TOUCH_NS: u64 = 10 * MS;
@@ -44,20 +43,20 @@ pub struct Start {
     pub incarnation: Incarnation,
 }
 
-struct Driver {
-    machine: Scvm,
-    sensor: Sensor,
-    meta: MetaClient,
-    process: Watcher,
+pub(super) struct Driver {
+    pub(super) machine: Scvm,
+    pub(super) sensor: Sensor,
+    pub(super) meta: MetaClient,
+    pub(super) process: Watcher,
     listener: Listener,
-    journal: Journal,
-    publisher: Option<Publisher>,
-    probes: mpsc::UnboundedSender<Probe>,
-    results: mpsc::UnboundedSender<Input>,
+    pub(super) journal: Journal,
+    pub(super) publisher: Option<Publisher>,
+    pub(super) probes: mpsc::UnboundedSender<Probe>,
+    pub(super) results: mpsc::UnboundedSender<Input>,
     /// Where a host's connections come from, as this node sees them.
-    remotes: BTreeMap<HostId, Vec<Ipv4Addr>>,
-    service: (IpAddr, u16),
-    bypass_file: PathBuf,
+    pub(super) remotes: BTreeMap<HostId, Vec<Ipv4Addr>>,
+    pub(super) service: (IpAddr, u16),
+    pub(super) bypass_file: PathBuf,
     view: Option<ClusterView>,
     shared: Arc<Shared>,
     touched: BootNs,
@@ -68,15 +67,15 @@ struct Driver {
     sensor_fault: Option<String>,
 }
 
-enum Probe {
+pub(super) enum Probe {
     Ask,
     Close,
 }
 
 pub async fn run(start: Start) -> anyhow::Result<()> {
     let Start { config, scvm, entry, settings, mut sensor, journal, bypass_file, incarnation } = start;
-    let mut terminate = signal(Unix::terminate())?;
-    let mut interrupt = signal(Unix::interrupt())?;
+    let mut terminate = unix::signal(unix::SignalKind::terminate())?;
+    let mut interrupt = unix::signal(unix::SignalKind::interrupt())?;
     let mut events = sensor.events()?;
     let (results, mut inputs) = mpsc::unbounded_channel();
     let (meta, mut link) = MetaClient::start(&config, NodeId::Scvm(scvm.id), incarnation)?;
@@ -137,7 +136,7 @@ pub async fn run(start: Start) -> anyhow::Result<()> {
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
-            found = events.next() => match driver.signal(found?) {
+            found = events.next() => match signal(found?, &driver.sensor) {
                 Some(signal) => driver.feed(Input::Signal(signal)),
                 None => driver.feed(Input::Tick),
             },
@@ -285,32 +284,6 @@ impl Driver {
         });
     }
 
-    fn signal(&self, found: event::Event) -> Option<Signal> {
-        use event::kind;
-        let kind = match found.kind {
-            kind::UNANSWERED => SignalKind::Unanswered,
-            kind::UNANSWERED_END => SignalKind::UnansweredEnd,
-            kind::SILENT => SignalKind::Silent,
-            kind::SILENT_END => SignalKind::SilentEnd,
-            kind::LISTENER_GONE => SignalKind::ListenerGone,
-            kind::LISTENER_BACK => SignalKind::ListenerBack,
-            kind::FIRST_REPLY => SignalKind::FirstReply(Epoch(found.limit)),
-            kind::RELEASED => SignalKind::Released(Epoch(found.limit)),
-            other => {
-                tracing::warn!(kind = other, "the kernel reports something this release does not know");
-                return None;
-            }
-        };
-        Some(Signal {
-            kind,
-            at: BootNs(found.at),
-            host: self.sensor.host_of(found.client),
-            waiting: found.waiting,
-            age_ns: found.age_ns,
-            limit_ns: found.limit,
-        })
-    }
-
     fn link(&mut self, heard: LinkEvent) {
         match heard {
             LinkEvent::Order(line) => {
@@ -359,138 +332,4 @@ impl Driver {
             queue.extend(effects.into_iter().filter_map(|effect| self.perform(effect)));
         }
     }
-
-    /// Carries out one effect. Its result is given back, or comes through the queue later.
-    fn perform(&mut self, effect: Effect) -> Option<Input> {
-        Some(match effect {
-            Effect::Send { tag, msg } => {
-                let (meta, results) = (self.meta.clone(), self.results.clone());
-                tokio::spawn(async move {
-                    let reply = meta.send(msg).await.map_err(|e| e.to_string());
-                    let _ = results.send(Input::Reply { tag, reply });
-                });
-                return None;
-            }
-            Effect::Renew { deadline, deadline_no_agent } => {
-                Input::Renewed(outcome(self.sensor.renew(deadline, deadline_no_agent)))
-            }
-            Effect::PublishEpochs { epochs } => match &self.publisher {
-                None => Input::EpochsPublished(Ok(())),
-                Some(publisher) => match publisher.publish(epochs) {
-                    Ok(()) => return None,
-                    Err(why) => Input::EpochsPublished(Err(why)),
-                },
-            },
-            Effect::Admit { host, epoch } => {
-                Input::AdmitAnswer { host, epoch, answer: answer(self.sensor.admit(host, epoch)) }
-            }
-            Effect::Fence { host, epoch } => {
-                let answer = answer(self.sensor.fence(host, epoch));
-                // Which processes may hold calls is decided with this answer: look once more who serves.
-                for input in self.process.poll() {
-                    self.machine.handle(input, clock::now()).into_iter().for_each(|e| self.later(e));
-                }
-                Input::FenceAnswer { host, epoch, answer }
-            }
-            Effect::ReadCounts { host, epoch } => {
-                Input::Counts { host, epoch, answer: answer(self.sensor.read(host)) }
-            }
-            Effect::PurgeSockets { host, epoch, purpose } => {
-                Input::Purged { host, epoch, purpose, purge: self.purge(host) }
-            }
-            Effect::ProbeNull => match self.probes.send(Probe::Ask) {
-                Ok(()) => return None,
-                Err(_) => Input::NullRpc { answered: false, took_ns: 0 },
-            },
-            Effect::SetAgentState { null_failed } => {
-                let bits = if null_failed { pulse::server::NULL_FAILED } else { 0 };
-                Input::AgentStateSet(outcome(self.sensor.set_agent_state(bits)))
-            }
-            Effect::SetMode { mode } => {
-                let number = match mode {
-                    Mode::Shadow => table::mode::SHADOW,
-                    Mode::Enforce => table::mode::ENFORCE,
-                    Mode::Bypass => table::mode::BYPASS,
-                };
-                Input::ModeSet { mode, result: outcome(self.sensor.set_mode(number)) }
-            }
-            Effect::PersistBypass { on } => {
-                let (file, results) = (self.bypass_file.clone(), self.results.clone());
-                tokio::task::spawn_blocking(move || {
-                    let result = write_bypass(file, on).map_err(|e| e.to_string());
-                    let _ = results.send(Input::BypassPersisted(result));
-                });
-                return None;
-            }
-            Effect::KillServer { incarnation } => {
-                Input::KillSent { incarnation, result: self.process.kill(incarnation) }
-            }
-            Effect::ServerStarted { incarnation } => Input::ServerRegistered {
-                incarnation,
-                result: outcome(self.sensor.server_started(incarnation)),
-            },
-            Effect::Journal { at, event } => {
-                self.journal.record_at(at, event);
-                return None;
-            }
-        })
-    }
-
-    /// An effect that came up while another was carried out: its result goes through the queue.
-    fn later(&mut self, effect: Effect) {
-        if let Some(input) = self.perform(effect) {
-            let _ = self.results.send(input);
-        }
-    }
-
-    fn purge(&self, host: HostId) -> Outcome<Purge> {
-        let remotes = self.remotes.get(&host).ok_or_else(|| format!("{host} is not configured here"))?;
-        let mut purge = Purge { destroyed: 0, left: 0 };
-        for &remote in remotes {
-            let filter = sockets::Filter {
-                local: Some((self.service.0, Some(self.service.1))),
-                remote: Some((remote.into(), None)),
-            };
-            purge.destroyed += sockets::destroy(&filter).map_err(|e| e.to_string())?;
-            purge.left += sockets::count(&filter).map_err(|e| e.to_string())?;
-        }
-        Ok(purge)
-    }
-}
-
-fn outcome(result: Result<(), sensor::SensorError>) -> Outcome<()> {
-    result.map_err(|e| e.to_string())
-}
-
-fn answer(result: Result<sensor::Answer, sensor::SensorError>) -> Outcome<Answer> {
-    let sensor::Answer { word, in_progress, orphans, stale } = result.map_err(|e| e.to_string())?;
-    Ok(Answer { word, in_progress, orphans, stale })
-}
-
-fn server_facts(server: &table::Server) -> ServerFacts {
-    ServerFacts {
-        incarnation: Incarnation(server.incarnation),
-        listening: server.listening != 0,
-        last_reply_at: BootNs(server.last_reply_at),
-        waiting: server.waiting,
-        silent: server.silent != 0,
-        stalled_flows: server.stalled_flows,
-        session_deadline: BootNs(server.session_deadline),
-        session_deadline_no_agent: BootNs(server.session_deadline_no_agent),
-    }
-}
-
-fn client_facts(client: &table::Client) -> ClientFacts {
-    ClientFacts {
-        host: HostId(client.host),
-        has_agent: client.has_agent != 0,
-        word: reroute_common::admission::Word(client.word),
-        affirm_deadline: BootNs(client.affirm_deadline),
-        connections: open_connections(client),
-    }
-}
-
-/// Connections now open, as counted (a reset one is not counted as closed).
-pub fn open_connections(client: &table::Client) -> u32 {
-    u32::try_from(client.opened.saturating_sub(client.closed + client.reset)).unwrap_or(u32::MAX)
 }

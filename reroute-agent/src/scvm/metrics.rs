@@ -1,6 +1,6 @@
 //! What insight scrapes, from the last snapshot. Labels are bounded: configured hosts, classes, reasons, signals.
 
-use super::driver::open_connections;
+use super::facts::open_connections;
 use super::operator::{Shared, Snapshot};
 use super::report::class_name;
 use crate::clock;

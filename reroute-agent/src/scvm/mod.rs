@@ -11,7 +11,9 @@
 //! effect, orders that Meta bounds, and transitions that the kernel counts as lost when its ring is full.
 
 mod driver;
+mod effects;
 mod epoch_file;
+mod facts;
 mod listener;
 mod metrics;
 mod null_rpc;

@@ -119,7 +119,7 @@ pub fn flows(
             epoch: word.epoch(),
             word: reroute_core::scvm::rank_name(word.rank()).into(),
             admitted: word.is_admitted() && session.max(client.affirm_deadline) > now.0,
-            connections: super::driver::open_connections(client),
+            connections: super::facts::open_connections(client),
             calls: Classes {
                 null: calls(class::NULL),
                 read: calls(class::READ),

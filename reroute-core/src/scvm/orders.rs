@@ -1,0 +1,132 @@
+//! What Meta orders, and whom a new session names.
+
+use super::Scvm;
+use super::io::*;
+use super::outbox;
+use super::revoke::{Revoke, Stage};
+use super::session::Logins;
+use crate::ids::*;
+use crate::proto::{Order, ToMeta};
+use crate::timeline::Event;
+use reroute_common::admission::{Word, rank};
+use std::collections::{BTreeMap, BTreeSet};
+
+impl Scvm {
+    pub(super) fn order(&mut self, term: Term, order: Order, now: BootNs, out: &mut Vec<Effect>) {
+        if !self.session.hear(term, now) {
+            let newest = self.session.newest_term();
+            let what = format!("order of a leader whose {term} is over ({newest} is known): {order:?}");
+            out.push(Effect::Journal { at: now, event: Event::Fault { what } });
+            return;
+        }
+        match order {
+            Order::Prepare { host, epoch } => {
+                let unwell = self.unwell();
+                let answers = self.server.answered_lately(now);
+                if unwell.is_none() && !answers {
+                    self.server.want_probe();
+                }
+                self.admission.prepare(host, epoch, unwell, answers, &mut self.outbox, out)
+            }
+            Order::Revoke { host, epoch, planned } => self.start_revoke(host, epoch, planned, now, out),
+            Order::Admit { host, epoch } => self.admit(host, epoch, true, now, out),
+            Order::Hello { .. }
+            | Order::View { .. }
+            | Order::Moving { .. }
+            | Order::At { .. }
+            | Order::MoveRefused { .. } => {}
+        }
+    }
+
+    fn start_revoke(
+        &mut self,
+        host: HostId,
+        epoch: Epoch,
+        planned: bool,
+        now: BootNs,
+        out: &mut Vec<Effect>,
+    ) {
+        self.admission.cancel(host, epoch, now, &mut self.outbox, out);
+        match self.revokes.get_mut(&host) {
+            Some(revoke) if revoke.epoch == epoch => return revoke.again(planned, &mut self.outbox, out),
+            Some(revoke) if revoke.epoch > epoch => {
+                // Who is shut out at a later epoch is shut out at this one.
+                if let Stage::Proven { proof, .. } = *revoke.stage() {
+                    let msg = ToMeta::Fenced { host, epoch, proof };
+                    self.outbox.send(host, outbox::Kind::Fence, msg, out);
+                }
+                return;
+            }
+            _ => {}
+        }
+        self.admission.close(host, epoch);
+        self.revokes.insert(host, Revoke::start(host, epoch, planned, out));
+    }
+
+    fn admit(&mut self, host: HostId, epoch: Epoch, ordered: bool, now: BootNs, out: &mut Vec<Effect>) {
+        if let Some(revoke) = self.revokes.get_mut(&host).filter(|r| r.epoch < epoch) {
+            // A later login here: calls of the earlier one are no danger any more, and nobody is killed for them.
+            if matches!(revoke.stage(), Stage::Proven { .. }) {
+                revoke.keep_sockets();
+            } else {
+                self.revokes.remove(&host);
+            }
+        }
+        self.admission.admit(host, epoch, ordered, now, &mut self.outbox, out);
+    }
+
+    /// A session has opened: serve whom Meta names. Who is not named was perhaps moved while our lease had run out;
+    /// unless the host itself affirms this server, the word is closed before the lease opens it again.
+    pub(super) fn serve(&mut self, session: Logins, now: BootNs, out: &mut Vec<Effect>) {
+        let named: BTreeMap<HostId, Epoch> = session.logins.iter().copied().collect();
+        let mut unnamed = BTreeSet::new();
+        for (&host, &word) in self.admission.words() {
+            let epoch = Epoch(word.epoch());
+            let client = self.clients.get(&host);
+            let affirmed = client.is_some_and(|c| c.has_agent && c.affirm_deadline > now);
+            if word.is_admitted()
+                && named.get(&host) != Some(&epoch)
+                && self.session.lapsed(client.is_none_or(|c| c.has_agent), now)
+                && !affirmed
+                && !self.admission.ordered_since(host, epoch, session.asked_at)
+            {
+                unnamed.insert((host, epoch));
+            }
+        }
+        for &(host, epoch) in &unnamed {
+            self.admission.close(host, epoch);
+        }
+        for (host, epoch) in session.logins {
+            if self.admission.word(host) != Word::new(epoch.0, rank::ADMITTED) {
+                self.admit(host, epoch, false, now, out);
+            }
+        }
+        self.session.settle(&self.settings, unnamed, now, out);
+    }
+
+    pub(super) fn fence_answer(
+        &mut self,
+        host: HostId,
+        epoch: Epoch,
+        answer: Outcome<Answer>,
+        now: BootNs,
+        out: &mut Vec<Effect>,
+    ) {
+        match &answer {
+            Ok(answer) => {
+                self.admission.learn(host, answer.word);
+                if answer.word.is_closed_for(epoch.0) {
+                    self.session.fenced(&self.settings, host, epoch, now, out);
+                } else {
+                    self.session.fence_failed(host, epoch, now);
+                }
+            }
+            Err(why) => {
+                self.session.fence_failed(host, epoch, now);
+                let what = format!("{host} not fenced at {epoch}: {why}");
+                out.push(Effect::Journal { at: now, event: Event::Fault { what } });
+            }
+        }
+        self.revoke(host, |r, w, o, out| r.fence_answer(epoch, &answer, w, now, o, out), out);
+    }
+}
