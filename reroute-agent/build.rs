@@ -148,10 +148,8 @@ fn find_toolchain() -> Result<Toolchain, String> {
     }
     let mut nightly = Command::new("rustup");
     nightly.args(["run", "nightly", "rustc"]);
-    if let Some(sysroot) = sysroot(nightly) {
-        if sysroot.join("lib/rustlib/src/rust/library/core").is_dir() {
-            return Ok(Toolchain::Nightly);
-        }
+    if sysroot(nightly).is_some_and(|s| s.join("lib/rustlib/src/rust/library/core").is_dir()) {
+        return Ok(Toolchain::Nightly);
     }
     Err(format!(
         "no Rust compiler for {TARGET}: run `cargo xtask setup` (it installs Debian's rustc-web and \

@@ -78,13 +78,13 @@ macro_rules! shared {
             }
             /// Adds before anything that follows is read or written.
             #[inline(always)]
-            pub fn add(self, n: $int) -> $int {
+            pub fn increase(self, n: $int) -> $int {
                 // SAFETY: as above.
                 unsafe { atomic::$atomic::add(self.0, n) }
             }
             #[inline(always)]
-            pub fn sub(self, n: $int) -> $int {
-                self.add((0 as $int).wrapping_sub(n))
+            pub fn decrease(self, n: $int) -> $int {
+                self.increase((0 as $int).wrapping_sub(n))
             }
             #[inline(always)]
             pub fn swap(self, value: $int) -> $int {

@@ -101,7 +101,7 @@ unsafe extern "C" fn forget_orphans(slot: u32, _: *mut c_void) -> i64 {
     let Some(client) = maps::client(slot) else { return 1 };
     let orphans = at!(client.orphans).get();
     if orphans != 0 {
-        at!(client.orphans).sub(orphans);
+        at!(client.orphans).decrease(orphans);
     }
     0
 }

@@ -101,7 +101,7 @@ pub fn claim<L: Lines>(
         let Some(line) = lines.line(set + way) else { continue };
         let held = at!(line.state).get();
         let last = at!(line.last_at).get();
-        let idle = if now > last { now - last } else { 0 };
+        let idle = now.saturating_sub(last);
         let rank = match held {
             state::FREE => u64::MAX,
             state::CLOSED => 1 << 62 | (idle >> 8),
@@ -197,12 +197,12 @@ unsafe extern "C" fn abandon_call(index: u32, leaving: *mut c_void) -> i64 {
     if held == 0 || (leaving.keep != 0 && call::xid(held) == leaving.keep) {
         return 0;
     }
-    at!(client.orphans).add(1);
+    at!(client.orphans).increase(1);
     if slot.replace(held, 0) {
-        at!(client.in_progress).sub(1);
-        at!(line.waiting).sub(1);
+        at!(client.in_progress).decrease(1);
+        at!(line.waiting).decrease(1);
     } else {
-        at!(client.orphans).sub(1);
+        at!(client.orphans).decrease(1);
     }
     0
 }
@@ -220,8 +220,8 @@ unsafe extern "C" fn forget_call(index: u32, leaving: *mut c_void) -> i64 {
     let slot = at!(line.calls).element(index);
     let held = slot.get();
     if held != 0 && slot.replace(held, 0) {
-        at!(client.in_progress).sub(1);
-        at!(line.waiting).sub(1);
+        at!(client.in_progress).decrease(1);
+        at!(line.waiting).decrease(1);
     }
     0
 }
@@ -245,19 +245,19 @@ pub fn accept<L: Lines>(
     at!(client.calls).element(new.class).count(1);
     at!(line.calls_seen).set(at!(line.calls_seen).get() + 1);
     if held != 0 {
-        at!(client.orphans).add(1);
+        at!(client.orphans).increase(1);
         at!(server.untracked_calls).count(1);
         return;
     }
-    at!(client.in_progress).add(1);
-    at!(line.waiting).add(1);
+    at!(client.in_progress).increase(1);
+    at!(line.waiting).increase(1);
     if slot.replace(0, call::pack(new.xid, new.class, now)) {
         at!(line.check_at).set(0);
         lines.wake(index);
     } else {
-        at!(client.orphans).add(1);
-        at!(client.in_progress).sub(1);
-        at!(line.waiting).sub(1);
+        at!(client.orphans).increase(1);
+        at!(client.in_progress).decrease(1);
+        at!(line.waiting).decrease(1);
     }
 }
 
@@ -270,8 +270,8 @@ pub fn answer(line: Shared<Flow>, client: Shared<Client>, xid: u32, now: u64) ->
     if held == 0 || call::xid(held) != xid || !slot.replace(held, 0) {
         return None;
     }
-    at!(client.in_progress).sub(1);
-    at!(line.waiting).sub(1);
+    at!(client.in_progress).decrease(1);
+    at!(line.waiting).decrease(1);
     at!(line.check_at).set(0);
     let class = call::class(held);
     at!(client.replies).element(class).count(1);
@@ -305,7 +305,7 @@ pub fn uncertain(line: Shared<Flow>, client: Shared<Client>) {
     let flags = at!(rx.flags).get();
     if flags & stream::UNCERTAIN == 0 {
         at!(rx.flags).set(flags | stream::UNCERTAIN);
-        at!(client.orphans).add(1);
+        at!(client.orphans).increase(1);
     }
 }
 
@@ -335,4 +335,109 @@ unsafe extern "C" fn age_call(index: u32, oldest: *mut c_void) -> i64 {
         }
     }
     0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::RefCell;
+
+    struct Table {
+        lines: Vec<Shared<Flow>>,
+        clients: Vec<Shared<Client>>,
+        server: Shared<Server>,
+        woken: RefCell<Vec<u32>>,
+    }
+
+    /// Values live to the end of the test process, as map values do to the end of the map.
+    fn leak<T>() -> Shared<T> {
+        // SAFETY: integers: zeros are a value; leaked, it lives for ever.
+        unsafe { Shared::new(Box::leak(Box::<T>::new_zeroed().assume_init())) }
+    }
+
+    impl Lines for Table {
+        fn line(&self, index: u32) -> Option<Shared<Flow>> {
+            (index < MAX_FLOWS).then(|| self.lines[(index % WAYS) as usize])
+        }
+        fn client(&self, slot: u32) -> Option<Shared<Client>> {
+            self.clients.get(slot as usize).copied()
+        }
+        fn wake(&self, index: u32) {
+            self.woken.borrow_mut().push(index);
+        }
+    }
+
+    /// One set, whatever the hash says.
+    fn table() -> Table {
+        Table {
+            lines: (0..WAYS).map(|_| leak()).collect(),
+            clients: (0..2).map(|_| leak()).collect(),
+            server: leak(),
+            woken: RefCell::default(),
+        }
+    }
+
+    fn key(port: u16) -> Key {
+        Key(FlowKey { remote: [9; 16], local: [8; 16], remote_port: port, local_port: 2049, network: 1 })
+    }
+
+    #[test]
+    fn free_lines_go_first_then_closed_then_idle_and_never_a_live_one() {
+        let t = table();
+        let now = 1_000 * IDLE;
+        for port in 0..WAYS as u16 {
+            assert!(claim(&t, t.server, &key(port), 1, now + port as u64 * 1_000_000).is_some());
+        }
+        let later = now + 1_000_000_000;
+        assert!(claim(&t, t.server, &key(100), 1, later).is_none(), "all live");
+        let (_, line) = find(&t, &key(5)).unwrap();
+        at!(line.state).set(state::CLOSED);
+        assert!(find(&t, &key(5)).is_some(), "a closed flow is still found");
+        assert!(claim(&t, t.server, &key(100), 1, later).is_some());
+        assert!(find(&t, &key(5)).is_none());
+        let server = t.server;
+        assert_eq!(at!(server.evicted_flows).get(), 0, "closed lines are not evicted, they are used again");
+        // The one that is idle longest is evicted, and its calls become orphans.
+        let (index, line) = find(&t, &key(0)).unwrap();
+        let client = t.clients[1];
+        accept(&t, (index, line), client, server, Call { xid: 7, class: 1 }, later);
+        assert_eq!((at!(client.in_progress).get(), t.woken.borrow().clone()), (1, vec![index]));
+        assert!(claim(&t, t.server, &key(101), 1, now + 2 * IDLE).is_some());
+        assert!(find(&t, &key(0)).is_none());
+        assert_eq!(at!(server.evicted_flows).get(), 1);
+        assert_eq!((at!(client.in_progress).get(), at!(client.orphans).get()), (0, 1));
+    }
+
+    #[test]
+    fn a_call_is_answered_once_by_its_xid() {
+        let t = table();
+        let (index, line) = claim(&t, t.server, &key(1), 1, 1).unwrap();
+        let client = t.clients[1];
+        let start = 10_000_000_000;
+        for xid in [3, 4, 3] {
+            accept(&t, (index, line), client, t.server, Call { xid, class: 2 }, start);
+        }
+        assert_eq!((at!(client.in_progress).get(), at!(line.waiting).get()), (2, 2));
+        assert!(answer(line, client, 67, start).is_none(), "same slot, another XID");
+        assert!(waits_for(line, 3) && !waits_for(line, 67));
+        assert!(answer(line, client, 3, start + 5_000_000).is_some());
+        assert!(answer(line, client, 3, start + 5_000_000).is_none());
+        assert_eq!((at!(client.in_progress).get(), at!(client.orphans).get()), (1, 0));
+        let latency = at!(client.latency).element(2);
+        assert_eq!(latency.element(bucket(5_000_000)).get(), 1);
+        let age = oldest_age(line, start + 80_000_000);
+        assert!((79_990_000..=80_010_000).contains(&age), "{age}");
+        abandon(line, client, 0);
+        assert_eq!((at!(client.in_progress).get(), at!(client.orphans).get()), (0, 1));
+        assert_eq!(oldest_age(line, start + 80_000_000), 0);
+    }
+
+    #[test]
+    fn buckets_are_powers_of_two_of_microseconds() {
+        for (ns, expected) in
+            [(0, 0), (1_999, 0), (2_000, 1), (3_999, 1), (4_000, 2), (1_024_000, 10), (u64::MAX, 23)]
+        {
+            assert_eq!(bucket(ns), expected, "{ns}");
+        }
+    }
 }

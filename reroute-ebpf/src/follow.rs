@@ -80,7 +80,7 @@ fn lost_calls(place: &Place) {
     let line = place.line;
     let client = place.client;
     stream::lose(at!(line.rx));
-    at!(client.orphans).add(1);
+    at!(client.orphans).increase(1);
     at!(client.streams_lost).count(1);
 }
 

@@ -44,7 +44,7 @@ fn judge<P: Packet>(packet: P, frame: &Frame, network: u32) -> Verdict {
     at!(client.rx_bytes).count(packet.len() as u64);
     let mode = at!(config.mode).get();
 
-    at!(client.in_progress).add(1);
+    at!(client.in_progress).increase(1);
     let mut refusal = match mode {
         mode::BYPASS => None,
         _ if frame.kind == Kind::BrokenTcp => Some(drop::UNPARSABLE),
@@ -65,7 +65,7 @@ fn judge<P: Packet>(packet: P, frame: &Frame, network: u32) -> Verdict {
             track(packet, frame, network, slot);
         }
     }
-    at!(client.in_progress).sub(1);
+    at!(client.in_progress).decrease(1);
 
     match refusal {
         Some(reason) => {
@@ -128,7 +128,7 @@ fn track<P: Packet>(packet: P, frame: &Frame, network: u32, slot: u32) {
                     at!(server.untracked_flows).count(1);
                 } else if at!(client.orphans).get() == 0 {
                     // Its calls are counted nowhere: this client is never called idle.
-                    at!(client.orphans).add(1);
+                    at!(client.orphans).increase(1);
                 }
                 return;
             };

@@ -120,10 +120,10 @@ pub fn slot(network: u32, address: &[u8; 16]) -> u32 {
 
 #[inline(always)]
 pub fn emit(event: &Event) {
-    if EVENTS.output::<Event>(event, 0).is_err() {
-        if let Some(server) = server() {
-            crate::at!(server.lost_events).count(1);
-        }
+    if EVENTS.output::<Event>(event, 0).is_err()
+        && let Some(server) = server()
+    {
+        crate::at!(server.lost_events).count(1);
     }
 }
 

@@ -84,3 +84,19 @@ pub fn looks_like_reply(stream: Shared<Stream>) -> bool {
     let length = word(stream, 0) & 0x7fff_ffff;
     is_reply(stream) && (12..=MAX_FRAGMENT).contains(&length)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn classes() {
+        assert_eq!(classify(NFS, 3, 0), class::NULL);
+        assert_eq!(classify(NFS, 3, 6), class::READ);
+        assert_eq!(classify(NFS, 3, 7), class::WRITE);
+        assert_eq!(classify(NFS, 3, 21), class::WRITE);
+        assert_eq!(classify(NFS, 3, 1), class::METADATA);
+        assert_eq!(classify(MOUNT, 3, 1), class::METADATA);
+        assert_eq!(classify(NFS, 4, 7), class::METADATA, "no procedure of version 3");
+    }
+}

@@ -205,3 +205,105 @@ fn ended(s: Shared<Stream>) -> bool {
     at!(s.flags).set(flags & !stream::PENDING);
     true
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stream() -> Shared<Stream> {
+        // SAFETY: integers: zeros are a value; leaked, it lives for ever.
+        unsafe { Shared::new(Box::leak(Box::<Stream>::new_zeroed().assume_init())) }
+    }
+
+    fn call(xid: u32, body: usize) -> Vec<u8> {
+        let mut bytes = (0x8000_0000_u32 | (40 + body as u32)).to_be_bytes().to_vec();
+        for word in [xid, 0, 2, 100_003, 3, 7, 0, 0, 0, 0] {
+            bytes.extend(word.to_be_bytes());
+        }
+        bytes.resize(44 + body, 0);
+        bytes
+    }
+
+    /// XIDs of the calls completed by a segment; None: lost.
+    fn feed(s: Shared<Stream>, seq: &mut u32, bytes: &[u8]) -> Option<Vec<u32>> {
+        let fit = enter(s, *seq, bytes.len() as u32);
+        *seq = seq.wrapping_add(bytes.len() as u32);
+        let Fit::New { skip } = fit else { return None };
+        let mut rest = Rest { offset: skip, left: bytes.len() as u32 - skip };
+        let mut xids = vec![];
+        loop {
+            match step(&bytes, s, &mut rest, Side::Calls) {
+                Step::Continue => {}
+                Step::End => return Some(xids),
+                Step::Lost => return None,
+                Step::Record => xids.push(rpc::xid(s)),
+            }
+        }
+    }
+
+    #[test]
+    fn any_cut_gives_the_same_calls() {
+        let bytes = [call(1, 0), call(2, 33), call(3, 4)].concat();
+        for first in 1..bytes.len() {
+            for second in first..bytes.len() {
+                let s = stream();
+                begin(s, u32::MAX - 50);
+                let mut seq = u32::MAX - 49;
+                let mut xids = vec![];
+                for part in [&bytes[..first], &bytes[first..second], &bytes[second..]] {
+                    if !part.is_empty() {
+                        xids.extend(feed(s, &mut seq, part).unwrap());
+                    }
+                }
+                assert_eq!(xids, [1, 2, 3], "cut at {first} and {second}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_call_counts_with_its_last_byte() {
+        let bytes = call(1, 10);
+        let s = stream();
+        begin(s, 0);
+        let mut seq = 1;
+        let (most, last) = bytes.split_at(bytes.len() - 1);
+        assert_eq!(feed(s, &mut seq, most).unwrap(), []);
+        assert_eq!(feed(s, &mut seq, last).unwrap(), [1]);
+    }
+
+    #[test]
+    fn a_hole_that_ends_a_body_completes_the_call() {
+        let bytes = call(1, 100);
+        let s = stream();
+        begin(s, 0);
+        let mut seq = 1;
+        assert_eq!(feed(s, &mut seq, &bytes[..60]).unwrap(), []);
+        seq += 84; // the rest of the body is lost on the way
+        assert_eq!(feed(s, &mut seq, &call(2, 0)).unwrap(), [1, 2]);
+    }
+
+    #[test]
+    fn segments_fit_by_their_sequence_numbers() {
+        let s = stream();
+        assert_eq!(enter(s, 1000, 10), Fit::Unsynced);
+        resync(s);
+        assert_eq!(enter(s, 1000, 10), Fit::Old);
+        assert_eq!(enter(s, 1005, 10), Fit::New { skip: 5 });
+        assert_eq!(enter(s, 1015 + (1 << 27), 10), Fit::Old, "outside any window");
+        assert_eq!(enter(s, 1016, 10), Fit::Lost);
+        assert_eq!(at!(s.retransmitted).get(), 2);
+    }
+
+    #[test]
+    fn what_is_no_call_is_lost() {
+        for (at, value) in [(0, 0xff), (11, 1), (15, 3), (3, 8)] {
+            let mut bytes = call(1, 10);
+            bytes[at] = value;
+            let s = stream();
+            begin(s, 0);
+            let mut seq = 1;
+            let told = feed(s, &mut seq, &bytes);
+            assert!(told.is_none(), "byte {at}: {told:?}");
+        }
+    }
+}

@@ -163,10 +163,10 @@ unsafe extern "C" fn scan_line(bit: u32, scan: *mut c_void) -> i64 {
     if at!(line.unanswered).get() != stalled {
         at!(line.unanswered).set(stalled);
         let slot = at!(line.client).get();
-        if stalled != 0 {
-            if let Some(client) = maps::client(slot) {
-                at!(client.stalls).count(1);
-            }
+        if stalled != 0
+            && let Some(client) = maps::client(slot)
+        {
+            at!(client.stalls).count(1);
         }
         maps::emit(&Event {
             at: scan.now,

@@ -19,6 +19,8 @@ fn a_restart_adopts_counters_admission_slots_and_the_timer() {
     bench.rx(&c.send(&call(1, WRITE, 0)));
     bench.sensor.set_mode(mode::BYPASS).unwrap();
     assert!(!bench.sensor.adopted());
+    // The call grows old meanwhile: we wait for that, so that nothing else changes.
+    wait_for("the stall", || bench.client(HOST).stalls == 1);
     let before = bench.client(HOST);
     let flows = bench.sensor.flows().unwrap();
 
@@ -42,6 +44,7 @@ fn a_restart_adopts_counters_admission_slots_and_the_timer() {
     let ticks = bench.server().ticks;
     wait_for("the timer to go on", || bench.server().ticks > ticks + 10);
     // The call from before is still matched by what runs now.
+    bench.by(Network::Storage);
     bench.tx(&c.answer(&reply(1, 0)));
     assert_eq!(bench.counts().in_progress, 0);
 }

@@ -1,5 +1,7 @@
 //! The programs, run in the kernel on real frames (BPF_PROG_TEST_RUN) and on real interfaces. Needs root.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 mod admission;
 mod bench;
 mod counting;

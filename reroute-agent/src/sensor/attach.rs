@@ -190,7 +190,6 @@ fn swap(bpf: &mut Ebpf, target: &Target<'_>, way: Way) -> Result<(), SensorError
         Way::TcIngress | Way::Egress => {
             let link = old.try_into().map_err(|e| target.error(e))?;
             let name = if way == Way::Egress { EGRESS } else { INGRESS_TC };
-            load::load_classifier(bpf, name)?;
             let program = load::classifier(bpf, name)?;
             program.attach_to_link(link).map(drop)
         }
@@ -217,7 +216,6 @@ fn fresh(bpf: &mut Ebpf, target: &Target<'_>, way: Way) -> Result<(), SensorErro
                 Way::Egress => (EGRESS, TcAttachType::Egress),
                 _ => (INGRESS_TC, TcAttachType::Ingress),
             };
-            load::load_classifier(bpf, name)?;
             let program = load::classifier(bpf, name)?;
             let options = TcAttachOptions::TcxOrder(LinkOrder::default());
             let id = program.attach_with_options(target.interface, hook, options).map_err(failed)?;

@@ -88,20 +88,14 @@ fn load_with(settings: &Settings, log: VerifierLogLevel) -> Result<Ebpf, SensorE
     for name in [INGRESS, CONTROL] {
         load_xdp(&mut bpf, name)?;
     }
-    load_classifier(&mut bpf, EGRESS)?;
+    for name in [EGRESS, INGRESS_TC] {
+        classifier(&mut bpf, name)?.load().map_err(|source| SensorError::Program { name, source })?;
+    }
     Ok(bpf)
 }
 
 fn load_xdp(bpf: &mut Ebpf, name: &'static str) -> Result<(), SensorError> {
     xdp(bpf, name)?.load().map_err(|source| SensorError::Program { name, source })
-}
-
-/// Loads a program that may be loaded already.
-pub(super) fn load_classifier(bpf: &mut Ebpf, name: &'static str) -> Result<(), SensorError> {
-    match classifier(bpf, name)?.load() {
-        Ok(()) | Err(ProgramError::AlreadyLoaded) => Ok(()),
-        Err(source) => Err(SensorError::Program { name, source }),
-    }
 }
 
 /// Only the program that lets everything through, with no table behind it.
@@ -132,7 +126,7 @@ pub(super) fn classifier<'a>(
 
 /// Pins the programs beside the maps, in place of an earlier agent's: `bpftool` and tests find them there.
 pub(super) fn pin_programs(bpf: &mut Ebpf, dir: &Path) -> Result<(), SensorError> {
-    for name in [INGRESS, EGRESS, CONTROL] {
+    for name in [INGRESS, INGRESS_TC, EGRESS, CONTROL] {
         let path = dir.join(format!("program_{name}"));
         match std::fs::remove_file(&path) {
             Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
