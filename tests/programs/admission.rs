@@ -151,3 +151,42 @@ fn a_new_server_starts_from_nothing_and_the_same_one_forgets_nothing() {
     bench.tx(&c.answer(&reply(1, 0)));
     assert_eq!(bench.counts().in_progress, 0);
 }
+
+#[test]
+fn both_sides_at_once_lose_no_count() {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    let bench = Bench::admitted();
+    let c = Connection::open(700, &bench);
+    const CALLS: u32 = 20_000;
+    let (sent, answered) = (AtomicU32::new(0), AtomicU32::new(0));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut c = c.clone();
+            for xid in 1..=CALLS {
+                while sent.load(Ordering::Acquire) - answered.load(Ordering::Acquire) >= 60 {
+                    std::thread::yield_now();
+                }
+                bench.rx(&c.send(&call(xid, if xid % 2 == 0 { WRITE } else { READ }, 0)));
+                sent.store(xid, Ordering::Release);
+            }
+        });
+        scope.spawn(|| {
+            let mut c = c.clone();
+            for xid in 1..=CALLS {
+                while sent.load(Ordering::Acquire) < xid {
+                    std::thread::yield_now();
+                }
+                bench.tx(&c.answer(&reply(xid, 0)));
+                answered.store(xid, Ordering::Release);
+            }
+        });
+    });
+    let client = bench.client(HOST);
+    let half = u64::from(CALLS / 2);
+    assert_eq!((client.calls, client.replies), ([0, half, half, 0], [0, half, half, 0]));
+    assert_eq!((client.in_progress, client.orphans), (0, 0));
+    wait_for("the timer's count", || bench.server().waiting == 0);
+    let flows = bench.sensor.flows().unwrap();
+    assert!(flows.iter().all(|(_, f)| f.waiting == 0 && f.calls.iter().all(|c| *c == 0)));
+    assert_eq!(bench.server().untracked_calls, 0);
+}

@@ -33,6 +33,8 @@ pub enum SensorError {
     Refused { op: u32, result: u32 },
     #[error("mode {mode} is none of shadow (0), enforce (1), bypass (2)")]
     Mode { mode: u32 },
+    #[error("the programs' log cannot be read: {why}; unset REROUTE_BPF_LOG to go without")]
+    Log { why: String },
     #[error("events were taken already")]
     EventsTaken,
     #[error("{what}: {source}")]

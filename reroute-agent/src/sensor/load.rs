@@ -98,6 +98,25 @@ fn load_xdp(bpf: &mut Ebpf, name: &'static str) -> Result<(), SensorError> {
     xdp(bpf, name)?.load().map_err(|source| SensorError::Program { name, source })
 }
 
+/// Hands what the programs log to `tracing`, if they were loaded to log at all.
+pub(super) fn start_log(bpf: &mut Ebpf) -> Result<(), SensorError> {
+    if log_level() == 0 {
+        return Ok(());
+    }
+    let mut logger =
+        aya_log::EbpfLogger::init(bpf).map_err(|error| SensorError::Log { why: error.to_string() })?;
+    std::thread::Builder::new()
+        .name("bpf-log".into())
+        .spawn(move || {
+            loop {
+                logger.flush();
+                std::thread::sleep(std::time::Duration::from_millis(50));
+            }
+        })
+        .map(drop)
+        .map_err(|source| SensorError::Io { what: "starting the log thread", source })
+}
+
 /// Only the program that lets everything through, with no table behind it.
 pub(super) fn load_pass() -> Result<Ebpf, SensorError> {
     let mut loader = EbpfLoader::new();

@@ -101,6 +101,7 @@ impl Sensor {
 
     fn start_in(settings: Settings, adopted: bool) -> Result<Sensor, SensorError> {
         let mut bpf = load::load(&settings)?;
+        load::start_log(&mut bpf)?;
         let events = RingBuf::try_from(load::take_map(&mut bpf, pin::EVENTS)?)
             .map_err(|source| SensorError::Map { name: pin::EVENTS, source })?;
         let mut tables = tables::Tables::open(&mut bpf)?;
