@@ -12,6 +12,7 @@ mod pulse;
 
 pub use operator::{Adopted, Status};
 
+use crate::cli::Refused;
 use crate::config::{Config, ConfigError};
 use crate::journal::Journal;
 use crate::realtime;
@@ -24,7 +25,7 @@ use tokio::signal::unix::{SignalKind, signal};
 /// read, an address or interface of the configuration is not there, no real-time rights.
 pub fn run(config: Config) -> anyhow::Result<()> {
     let host = config.host()?.clone();
-    let _lock = persist::Lock::take(&host.state_dir)?;
+    let _lock = persist::Lock::take(&host.state_dir).map_err(refused)?;
     let parts = prepare(config)?;
     let thread = realtime::run("host", async move || {
         let mut terminate = signal(SignalKind::terminate())?;
@@ -46,10 +47,15 @@ pub fn run(config: Config) -> anyhow::Result<()> {
 fn prepare(config: Config) -> anyhow::Result<driver::Parts> {
     let host = config.host()?.clone();
     let node = config.cluster.host(host.id).context("checked with the section")?.clone();
-    let record = persist::load(&host.state_dir)?;
+    let record = persist::load(&host.state_dir).map_err(refused)?;
     let journal = Journal::open(&host.state_dir, &node.name)
         .with_context(|| format!("cannot open the journal in {}", host.state_dir.display()))?;
     Ok(driver::Parts { settings: settings(&config)?, config, host, node, record, journal })
+}
+
+/// Nothing was touched: exit code 2.
+fn refused(error: persist::StateError) -> Refused {
+    Refused(error.to_string())
 }
 
 fn settings(config: &Config) -> Result<Settings, ConfigError> {

@@ -1,8 +1,8 @@
 //! Stay, change the path to the same server, or ask Meta for a move.
 
 use super::choice::rank;
-use super::moves::{Ask, Moving, Phase, Trip};
 use super::path::STREAK;
+use super::phase::{Ask, Moving, Phase, Trip};
 use super::*;
 
 /// A question without a visible consequence is asked again after this.
@@ -253,7 +253,7 @@ impl Machine {
 
     /// Rank; then the server the host is at; then its own order.
     fn preference_key(&self, path: Path, at: Option<ScvmId>) -> (u8, bool, usize) {
-        let position = self.order.iter().position(|s| *s == path.scvm).unwrap_or(usize::MAX);
+        let position = self.position.get(&path.scvm).copied().unwrap_or(usize::MAX);
         (rank(path, self.settings.local), at.is_some_and(|at| at != path.scvm), position)
     }
 

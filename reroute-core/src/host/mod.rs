@@ -7,7 +7,7 @@
 //! | [`choice`] | the order of targets, the budget, the wait before a return |
 //! | [`pulses`] | which pulse is due where, with which flags; what a reply changes |
 //! | [`decide`] | stay, change the path, or ask for a move |
-//! | [`moves`] | a move from Meta's order to the arrival |
+//! | [`phase`], [`moves`] | a move from Meta's order to the arrival |
 //! | [`route`] | the route: set, put back, adopted, refused |
 //! | [`report`] | what Meta and operators are told |
 //!
@@ -17,6 +17,7 @@ mod choice;
 mod decide;
 mod moves;
 mod path;
+mod phase;
 mod pulses;
 mod report;
 mod route;
@@ -160,6 +161,7 @@ pub struct Machine {
     started: BootNs,
     /// SCVMs as this host prefers them.
     order: Vec<ScvmId>,
+    position: BTreeMap<ScvmId, usize>,
     paths: BTreeMap<Path, path::PathState>,
     servers: BTreeMap<ScvmId, verdict::ServerState>,
     /// When the latest answered pulses left, newest last.
@@ -186,7 +188,7 @@ pub struct Machine {
     /// `released` was found on disk and Meta has not spoken yet.
     released_before_start: bool,
     disk: Disk,
-    phase: moves::Phase,
+    phase: phase::Phase,
     /// `Arrived` that Meta has not taken yet.
     arrived: Option<(Epoch, Path, BootNs)>,
     last_gap_ns: Option<u64>,
@@ -217,6 +219,7 @@ impl Machine {
         let login = record.scvm.map(|scvm| Current { scvm, epoch: record.epoch });
         Machine {
             started: now,
+            position: order.iter().enumerate().map(|(i, s)| (*s, i)).collect(),
             paths,
             servers: order.iter().map(|s| (*s, verdict::ServerState::default())).collect(),
             answers: VecDeque::new(),
@@ -234,7 +237,7 @@ impl Machine {
             released: record.released,
             released_before_start: record.released.is_some(),
             disk: Disk { wanted: record, written: record, writing: false, retry_at: None },
-            phase: moves::Phase::Settled,
+            phase: phase::Phase::Settled,
             arrived: None,
             last_gap_ns: None,
             route: route::RouteState::new(now),

@@ -3,101 +3,9 @@
 //! `Settled → Asked → Moving → Arriving → Settled`. Meta's orders rule: `Moving` and `At` are followed from whatever
 //! phase, when their epoch is newer than all that was seen; older ones are ignored.
 
+use super::phase::{Arriving, LettingGo, Moving, Phase, Trip};
 use super::route::NextStep;
 use super::*;
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Ask {
-    pub to: Path,
-    pub from_epoch: Epoch,
-    pub planned: bool,
-    pub reason: String,
-    pub pieces: Vec<Piece>,
-    pub at: BootNs,
-}
-
-/// A server this host lets go of.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct LettingGo {
-    epoch: Epoch,
-    closed: bool,
-    idle_told_at: Option<BootNs>,
-    /// Meta has taken it in.
-    idle_taken: bool,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Moving {
-    pub to: ScvmId,
-    pub epoch: Epoch,
-    letting_go: BTreeMap<ScvmId, LettingGo>,
-    from_epoch: Epoch,
-    since: BootNs,
-    released_told: bool,
-    /// The question behind this move, or a newer one because its target failed.
-    pub ask: Option<Ask>,
-}
-
-/// A way that Meta has acknowledged, or that needs no acknowledgement.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Trip {
-    pub path: Path,
-    pub reason: String,
-    /// When the host let go of its former server (a change of path: when it was decided).
-    pub since: BootNs,
-    /// The login is new: tell Meta of the arrival.
-    pub login_is_new: bool,
-    /// Sockets bound to this host's address there may stay.
-    pub keep: Option<Network>,
-}
-
-/// Route and sockets on the way.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Arriving {
-    pub trip: Trip,
-    pub step: NextStep,
-    pub retry_at: Option<BootNs>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Phase {
-    Settled,
-    Asked(Ask),
-    Moving(Moving),
-    Arriving(Arriving),
-}
-
-impl Phase {
-    pub fn concerns(&self, scvm: ScvmId) -> bool {
-        match self {
-            Phase::Settled => false,
-            Phase::Asked(ask) => ask.to.scvm == scvm,
-            Phase::Moving(moving) => moving.to == scvm || moving.letting_go.contains_key(&scvm),
-            Phase::Arriving(arriving) => arriving.trip.path.scvm == scvm,
-        }
-    }
-
-    /// The epoch that is being let go of there, and whether its kernel has confirmed.
-    pub fn letting_go(&self, scvm: ScvmId) -> Option<(Epoch, bool)> {
-        match self {
-            Phase::Moving(moving) => moving.letting_go.get(&scvm).map(|l| (l.epoch, l.closed)),
-            _ => None,
-        }
-    }
-
-    /// Under way, and what was let go of has not been told.
-    pub fn wants_release(&self) -> bool {
-        matches!(self, Phase::Moving(moving) if !moving.released_told)
-    }
-
-    fn ask(&self) -> Option<&Ask> {
-        match self {
-            Phase::Asked(ask) => Some(ask),
-            Phase::Moving(moving) => moving.ask.as_ref(),
-            _ => None,
-        }
-    }
-}
 
 impl Machine {
     /// The newest epoch that Meta is known to have given out for this host.
@@ -198,7 +106,9 @@ impl Machine {
             fx.push(self.pulse_to(*path, now));
         }
         fx.push(Effect::Meta(ToMeta::Released { epoch: from_epoch }));
-        fx.push(Effect::Journal(Event::Released { epoch: from_epoch }));
+        if from_epoch.0 > 0 {
+            fx.push(Effect::Journal(Event::Released { epoch: from_epoch }));
+        }
         if let Phase::Moving(moving) = &mut self.phase {
             moving.released_told = true;
         }

@@ -86,7 +86,7 @@ impl Machine {
         }
         self.incarnation = facts.server;
         // Not before somebody listens: a refused connect makes NFS clients sleep.
-        if self.reset_due && facts.listening && matches!(self.phase, moves::Phase::Settled) {
+        if self.reset_due && facts.listening && matches!(self.phase, phase::Phase::Settled) {
             self.reset_due = false;
             fx.push(Effect::DestroySockets { keep: None });
         }
@@ -106,9 +106,9 @@ impl Machine {
         for (path, former) in changes {
             self.tell_health(path, Some(former), "pulses do not come back while others do", fx);
         }
-        for scvm in self.order.clone() {
-            let of_scvm = || self.paths.iter().filter(|(p, _)| p.scvm == scvm);
-            let lost = of_scvm().all(|(p, s)| match p.network {
+        for i in 0..self.order.len() {
+            let scvm = self.order[i];
+            let lost = self.paths_of(scvm).all(|(p, s)| match p.network {
                 // No other server answers there: its silence is enough once the others are known to be lost.
                 Network::Private => s.health == Health::Failed || s.is_silent(lost_ns, now),
                 _ => s.health == Health::Failed,
@@ -124,16 +124,14 @@ impl Machine {
     pub(super) fn is_urgent(&self) -> bool {
         let Some(login) = self.login else { return false };
         let in_doubt = |(p, s): (&Path, &PathState)| {
-            p.scvm == login.scvm
-                && p.network != Network::Private
-                && matches!(s.health, Health::Suspect | Health::Failed)
+            p.network != Network::Private && matches!(s.health, Health::Suspect | Health::Failed)
         };
         let failed = self.has_failed(login.scvm);
         // A path that stays lost while the host is served well by another one is no emergency.
         let served = self.route.wanted.is_some_and(|p| {
             p.scvm == login.scvm && self.paths.get(&p).is_some_and(|s| s.health == Health::Healthy)
         });
-        failed || (self.paths.iter().any(in_doubt) && !served)
+        failed || (self.paths_of(login.scvm).any(in_doubt) && !served)
     }
 
     /// SCVMs that get pulses at full rate.
@@ -190,6 +188,11 @@ impl Machine {
         };
         let (scvm_boot, scvm_stamp) = self.servers.get(&path.scvm).map_or((0, 0), |s| s.echo());
         Effect::SendPulse { path, flag, epoch, scvm_boot, scvm_stamp, due: now }
+    }
+
+    pub(super) fn paths_of(&self, scvm: ScvmId) -> impl Iterator<Item = (&Path, &PathState)> {
+        let path = |network| Path { scvm, network };
+        self.paths.range(path(Network::Private)..=path(Network::Management))
     }
 
     pub(super) fn has_failed(&self, scvm: ScvmId) -> bool {

@@ -1,6 +1,6 @@
 //! What Meta and operators are told.
 
-use super::moves::Phase;
+use super::phase::Phase;
 use super::*;
 
 /// This host as its operator sees it.

@@ -1,6 +1,6 @@
 //! The route to the service address: as wanted, as it stands, as others want it.
 
-use super::moves::{Phase, Trip};
+use super::phase::{Phase, Trip};
 use super::*;
 
 /// The route as it was read from the kernel.

@@ -87,7 +87,7 @@ fn apply(world: &mut World, meta: &mut Meta, op: &Op) {
             let quiet = before.down.is_empty() && before.late_ns == 0 && !before.machine.is_urgent();
             let well = before.facts.values().all(Facts::is_well);
             world.run(ms * MS);
-            if quiet && well && matches!(before.machine.phase, moves::Phase::Settled) {
+            if quiet && well && matches!(before.machine.phase, phase::Phase::Settled) {
                 let news = &world.asks()[asked..];
                 let unplanned =
                     news.iter().filter(|m| matches!(m, ToMeta::Move { planned: false, .. })).count();
