@@ -211,10 +211,14 @@ impl Machine {
             let private = (s == settings.local).then_some(Network::Private);
             [Network::Storage, Network::Management].into_iter().chain(private)
         };
+        // Those that are pulsed rarely take turns, so that no moment has to carry them all.
+        let turns = (settings.rest_ns / settings.pulse_ns.max(1)).max(1);
+        let first = |i: usize| now.plus(i.saturating_sub(3) as u64 % turns * settings.pulse_ns);
         let paths = order
             .iter()
-            .flat_map(|s| networks(*s).map(|network| Path { scvm: *s, network }))
-            .map(|path| (path, path::PathState::new(now, settings.standby_ns)))
+            .enumerate()
+            .flat_map(|(i, s)| networks(*s).map(move |network| (i, Path { scvm: *s, network })))
+            .map(|(i, path)| (path, path::PathState::new(now, first(i), settings.standby_ns)))
             .collect();
         let login = record.scvm.map(|scvm| Current { scvm, epoch: record.epoch });
         Machine {

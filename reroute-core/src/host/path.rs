@@ -27,11 +27,11 @@ pub(super) struct PathState {
 }
 
 impl PathState {
-    pub fn new(now: BootNs, interval_ns: u64) -> PathState {
+    pub fn new(now: BootNs, due: BootNs, interval_ns: u64) -> PathState {
         PathState {
             health: Health::Unknown,
             interval_ns,
-            due: now,
+            due,
             window_from: now,
             last_reply: None,
             unanswered: 0,

@@ -129,10 +129,57 @@ fn all_silent_together_is_about_me() {
             world.cut(scvm);
         }
         world.run(silence * MS);
+        let report = world.machine.report(world.now);
+        assert!(report.paths.iter().all(|p| p.state != Health::Failed), "{:?}", report.paths);
         world.down.clear();
         world.run(SEC);
         assert_eq!((world.asks(), world.routes()), (vec![], vec![]), "after {silence} ms");
     }
+}
+
+#[test]
+fn who_speaks_first_after_a_common_silence_condemns_nobody() {
+    let mut world = World::settled();
+    for scvm in [A, B, C] {
+        world.cut(scvm);
+    }
+    world.run(300 * MS);
+    world.down.retain(|p| p.scvm == A);
+    world.run(50 * MS);
+    world.down.clear();
+    world.run(SEC);
+    assert_eq!((world.asks(), world.routes()), (vec![], vec![]));
+}
+
+#[test]
+fn one_late_moment_begins_the_window_anew() {
+    let mut world = World::settled();
+    world.down.insert(storage(A));
+    world.run(40 * MS);
+    world.late_ns = 15 * MS;
+    world.run(10 * MS);
+    world.late_ns = 0;
+    world.run(50 * MS);
+    assert_eq!(world.asks(), [], "115 ms of silence, but only 50 of them were watched");
+    world.run(50 * MS);
+    assert_eq!(world.asks().len(), 1);
+}
+
+#[test]
+fn a_place_just_taken_is_not_left_for_a_better_one() {
+    let mut world = World::settled();
+    // The others' storage is slow to be heard of, so it was well all the while when it comes into view.
+    world.facts(B).enforcing = false;
+    world.facts(C).enforcing = false;
+    world.down.insert(storage(A));
+    world.run(200 * MS);
+    assert_eq!(world.routes(), [management(A)]);
+    world.facts(B).enforcing = true;
+    world.facts(C).enforcing = true;
+    world.run(2500 * MS);
+    assert_eq!(world.asks(), []);
+    world.run(SEC);
+    assert_eq!(world.asks().len(), 1);
 }
 
 #[test]
@@ -264,4 +311,24 @@ fn the_same_inputs_give_the_same_effects() {
         (world.log, world.machine)
     };
     assert!(run() == run());
+}
+
+#[test]
+fn the_work_per_host_is_the_same_in_a_large_cluster() {
+    let pulses = |scvms: u32| {
+        let settings = Settings { scvms: (1..=scvms).map(ScvmId).collect(), ..settings() };
+        let record = Record { epoch: Epoch(1), scvm: Some(A), released: None };
+        let mut machine = Machine::new(settings, record, BootNs(0));
+        let sent = (1..=200).map(|i| {
+            let effects = machine.handle(Input::Tick { due: BootNs(i * 10 * MS) }, BootNs(i * 10 * MS));
+            effects.iter().filter(|e| matches!(e, Effect::SendPulse { .. })).count()
+        });
+        let sent: Vec<usize> = sent.collect();
+        let second = &sent[100..];
+        assert!(second.iter().all(|n| *n <= 3 + 4 + 2 * 20), "no moment has to carry them all: {second:?}");
+        second.iter().sum::<usize>()
+    };
+    // Active: 3 paths at 100/s; standbys: 2 by 2 paths at 20/s; everybody else once a second.
+    assert_eq!(pulses(3), 300 + 80);
+    assert_eq!(pulses(1000), 300 + 80 + 997 * 2);
 }

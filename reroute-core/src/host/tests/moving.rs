@@ -152,6 +152,7 @@ fn old_orders_change_nothing() {
     let after = world.machine.report(world.now);
     assert_eq!((before.scvm, before.epoch, before.path), (after.scvm, after.epoch, after.path));
     assert_eq!(world.routes(), []);
+    assert_eq!(world.flags(B), [(PulseFlag::Affirm, Epoch(2))].into(), "affirmed all the while");
 }
 
 #[test]

@@ -107,3 +107,20 @@ fn a_crash_between_login_and_route_is_made_good() {
     assert_eq!(world.routes(), [storage(B)]);
     assert_eq!(world.resets(), [None]);
 }
+
+#[test]
+fn leave_is_given_for_one_foreign_route_only() {
+    let mut world = World::new(Record::default(), foreign());
+    world.adopted = true;
+    world.input(Input::Adopt);
+    // Before it was used, another one stands there.
+    world.adopted = false;
+    world.route = Found::Foreign { what: "via 10.10.85.77 proto 5".into(), path: None };
+    world.input(Input::RouteRead(Ok(world.route.clone())));
+    world.view(&[]);
+    world.run(2 * SEC);
+    world.order(Order::At { scvm: A, epoch: Epoch(1) });
+    world.run(2 * SEC);
+    assert_eq!(world.routes(), []);
+    assert!(world.machine.report(world.now).error.unwrap().contains("10.10.85.77"));
+}
