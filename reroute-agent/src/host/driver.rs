@@ -111,10 +111,12 @@ pub async fn run(parts: Parts, stop: impl Future<Output = ()>) -> anyhow::Result
 
     let mut stop = std::pin::pin!(stop);
     loop {
-        // In this order: replies that wait must be heard before a tick judges silence.
+        // In this order: no flood of anything holds up the beat (which itself hears the waiting replies first, before
+        // it judges silence).
         tokio::select! {
             biased;
             () = &mut stop => break,
+            at = ticker.tick() => driver.tick(at),
             () = driver.pulses.readable() => driver.receive(),
             Some(input) = came.recv() => driver.input(input),
             Some(event) = meta_events.recv() => driver.meta_event(event),
@@ -124,7 +126,6 @@ pub async fn run(parts: Parts, stop: impl Future<Output = ()>) -> anyhow::Result
                 driver.route_was_read(found);
             }
             Some(change) = link_changes.recv() => driver.link_changed(change),
-            at = ticker.tick() => driver.tick(at),
             Some(request) = asked.recv() => driver.operator(request),
         }
     }

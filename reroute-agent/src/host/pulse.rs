@@ -57,6 +57,9 @@ impl Reject {
     }
 }
 
+/// Datagrams taken from a socket in one go: a flood must not hold up the beat.
+const BATCH: usize = 1024;
+
 /// What is asked of one SCVM.
 #[derive(Clone, Copy, Debug)]
 pub struct Request {
@@ -92,6 +95,7 @@ pub struct Pulses {
     sequence: u64,
     links: BTreeMap<Network, Link>,
     targets: BTreeMap<Path, Target>,
+    by_address: BTreeMap<(Network, SocketAddr), Path>,
 }
 
 fn bind(interface: &str, address: Ipv4Addr) -> io::Result<UdpSocket> {
@@ -135,7 +139,8 @@ impl Pulses {
                 targets.insert(Path { scvm: scvm.id, network }, target);
             }
         }
-        Ok(Pulses { host: host.id, incarnation, sequence: 0, links, targets })
+        let by_address = targets.iter().map(|(path, t)| ((path.network, t.address), *path)).collect();
+        Ok(Pulses { host: host.id, incarnation, sequence: 0, links, targets, by_address })
     }
 
     /// Binds anew: an interface that went away and came back is another one to the kernel.
@@ -186,7 +191,8 @@ impl Pulses {
         for (network, link) in &self.links {
             let mut buffer = [0; LEN + 1];
             let mut errors = 0;
-            loop {
+            let mut drained = false;
+            for _ in 0..BATCH {
                 match net::recvfrom(&link.socket, &mut buffer, RecvFlags::DONTWAIT) {
                     Ok((_, length, from)) => {
                         let at = clock::now();
@@ -194,14 +200,20 @@ impl Pulses {
                             received.push((*network, length.min(buffer.len()), from, buffer, at));
                         }
                     }
-                    Err(Errno::AGAIN) => break,
+                    Err(Errno::AGAIN) => {
+                        drained = true;
+                        break;
+                    }
                     // What an earlier pulse ran into is reported here once (ICMP, a device gone); the next read goes on.
                     Err(_) if errors < 16 => errors += 1,
                     Err(_) => break,
                 }
             }
-            // All was read: wait for the next edge. What comes meanwhile is one.
-            let _ = link.socket.try_io(Interest::READABLE, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
+            if drained {
+                // All was read: wait for the next edge. What comes meanwhile is one.
+                let blocks = || Err::<(), _>(io::ErrorKind::WouldBlock.into());
+                let _ = link.socket.try_io(Interest::READABLE, blocks);
+            }
         }
         received
             .into_iter()
@@ -219,11 +231,8 @@ impl Pulses {
         received_at: BootNs,
     ) -> Result<Reply, Reject> {
         let bytes: &[u8; LEN] = bytes.try_into().map_err(|_| Reject::Size)?;
-        let (path, target) = self
-            .targets
-            .iter_mut()
-            .find(|(path, target)| path.network == network && target.address == from)
-            .ok_or(Reject::Address)?;
+        let path = *self.by_address.get(&(network, from)).ok_or(Reject::Address)?;
+        let target = self.targets.get_mut(&path).ok_or(Reject::Address)?;
         let fields = Fields(bytes);
         let checks = [
             (fields.u32(offset_of!(Pulse, magic)) == MAGIC, Reject::Magic),
@@ -241,7 +250,7 @@ impl Pulses {
             (fields.u64(offset_of!(Pulse, seq)), BootNs(fields.u64(offset_of!(Pulse, host_time))));
         let position = target.outstanding.iter().position(|sent| *sent == (sequence, time));
         let (_, sent_at) = position.and_then(|i| target.outstanding.remove(i)).ok_or(Reject::Sequence)?;
-        Ok(Reply { path: *path, sent_at, received_at, facts: fields.facts() })
+        Ok(Reply { path, sent_at, received_at, facts: fields.facts() })
     }
 }
 

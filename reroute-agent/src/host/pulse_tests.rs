@@ -18,6 +18,7 @@ fn pulses() -> Pulses {
         incarnation: Incarnation(77),
         sequence: 0,
         links: [(Network::Storage, Link { interface: "lo".into(), address, socket })].into(),
+        by_address: [((Network::Storage, target.address), path())].into(),
         targets: [(path(), target)].into(),
     }
 }
