@@ -253,7 +253,7 @@ pub(crate) fn log_tail(process: &ProcessStatus, log: &Path) -> String {
     let lines = if process.runs() { 6 } else { 20 };
     let bytes = std::fs::read(log).unwrap_or_default();
     let text = String::from_utf8_lossy(&bytes);
-    let all: Vec<&str> = text.lines().collect();
+    let all: Vec<&str> = text.lines().filter(|l| !l.contains("Changing log level")).collect();
     if all.is_empty() {
         return String::new();
     }

@@ -10,6 +10,9 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+/// Loading the programs takes the verifier some seconds on a busy machine.
+const WITHIN: Duration = Duration::from_secs(60);
+
 /// Meta first, then the SCVMs, then the hosts: the order in which a cluster is put into service.
 pub fn start(lab: &Supervisor) -> anyhow::Result<()> {
     let binary = super::beside("reroute-agent")?;
@@ -37,7 +40,7 @@ pub fn start(lab: &Supervisor) -> anyhow::Result<()> {
         spec.env.insert("REROUTE_LOG".into(), lab.options.log.clone());
         lab.run(spec)?;
     }
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + WITHIN;
     for node in Node::all() {
         let (name, socket) = (format!("{node}/agent"), lab.node_dir(node).join("agent.sock"));
         while std::os::unix::net::UnixStream::connect(&socket).is_err() {
@@ -46,7 +49,7 @@ pub fn start(lab: &Supervisor) -> anyhow::Result<()> {
                 bail!("{name} ended while it started: {exit:?}");
             }
             if Instant::now() > deadline {
-                bail!("{name} does not serve {} after 10 s", socket.display());
+                bail!("{name} does not serve {} after {} s", socket.display(), WITHIN.as_secs());
             }
             std::thread::sleep(Duration::from_millis(5));
         }
