@@ -82,10 +82,17 @@ pub struct Flow {
     pub check_at: u64,
     pub calls_seen: u64,
     pub replies_seen: u64,
+    /// The calls as they stood where bytes went missing, followed on its own through what is sent again (ingress).
+    /// Its `lost` says whether `rx` has found a record to go on from, its `flags` whether there is a hole at all.
+    pub hole: Stream,
+    /// The first byte beyond the hole.
+    pub hole_end: u32,
+    /// Where `rx` went on.
+    pub resumed_at: u32,
     /// A call in progress, or 0: see [`call`].
     pub calls: [u64; CALL_SLOTS],
 }
-const _: () = assert!(size_of::<Flow>() == 64 + 160 + 32 + 8 * CALL_SLOTS);
+const _: () = assert!(size_of::<Flow>() == 64 + 160 + 32 + 88 + 8 * CALL_SLOTS);
 crate::pod!(FlowKey, Stream, Flow);
 
 /// A call in progress, packed so that one atomic holds it: XID, class, and time in 4 µs units (30 bits: 71 minutes).

@@ -141,6 +141,7 @@ pub fn claim<L: Lines>(
     at!(line.replies_seen).set(0);
     reset_stream(at!(line.rx));
     reset_stream(at!(line.tx));
+    crate::hole::close(line);
     at!(line.state).swap(state::OPEN);
     Some((best, line))
 }
@@ -170,6 +171,7 @@ pub fn reopen(line: Shared<Flow>, client: Shared<Client>, now: u64) {
     at!(line.replies_seen).set(0);
     reset_stream(at!(line.rx));
     reset_stream(at!(line.tx));
+    crate::hole::close(line);
     at!(line.state).swap(state::OPEN);
 }
 
@@ -210,6 +212,7 @@ unsafe extern "C" fn abandon_call(index: u32, leaving: *mut c_void) -> i64 {
 /// Forgets its calls: the server that had them is dead and reaped.
 #[inline(always)]
 pub fn forget(line: Shared<Flow>, client: Shared<Client>) {
+    crate::hole::close(line);
     repeat(CALL_SLOTS as u32, forget_call, &mut Leaving { line, client, keep: 0 });
 }
 

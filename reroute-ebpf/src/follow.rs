@@ -3,6 +3,7 @@
 use crate::at;
 use crate::cell::Shared;
 use crate::flow::{self, Lines};
+use crate::hole::{self, Meeting};
 use crate::kernel::repeat;
 use crate::packet::Packet;
 use crate::rpc;
@@ -10,7 +11,7 @@ use crate::stream::{self, Fit, Rest, Side, Step};
 use core::ffi::c_void;
 use reroute_common::admission::Word;
 use reroute_common::event::{Event, kind};
-use reroute_common::flow::Flow;
+use reroute_common::flow::{Flow, Stream};
 use reroute_common::table::{Client, Server};
 
 /// Steps through one segment: two per record, so even 64 KiB of the shortest replies fit.
@@ -39,6 +40,7 @@ struct Walk<P, L> {
     packet: P,
     lines: L,
     place: Place,
+    stream: Shared<Stream>,
     rest: Rest,
     lost: u32,
 }
@@ -49,7 +51,11 @@ pub fn calls<P: Packet, L: Lines + Copy>(packet: P, lines: L, place: &Place, seg
     let line = place.line;
     let client = place.client;
     let rx = at!(line.rx);
+    if hole::is_open(line) {
+        fill(packet, lines, place, segment);
+    }
     let before = at!(rx.retransmitted).get();
+    let expected = at!(rx.next_seq).get();
     let fit = stream::enter(rx, segment.seq, segment.len);
     at!(client.rx_retransmitted).count(at!(rx.retransmitted).get() - before);
     let mut skip = 0;
@@ -58,6 +64,7 @@ pub fn calls<P: Packet, L: Lines + Copy>(packet: P, lines: L, place: &Place, seg
         Fit::New { skip: n } => skip = n,
         Fit::Lost | Fit::Unsynced => {
             if fit == Fit::Lost {
+                hole::open(line, expected, segment.seq);
                 lost_calls(place);
             }
             let peeked = stream::peek(&packet, rx, segment.offset, segment.len, rpc::CALL_HEAD);
@@ -65,14 +72,62 @@ pub fn calls<P: Packet, L: Lines + Copy>(packet: P, lines: L, place: &Place, seg
                 return;
             }
             stream::resync(rx);
+            hole::resumed(line, segment.seq);
         }
     }
     let rest = Rest { offset: segment.offset + skip, left: segment.len - skip };
-    let mut walk = Walk { packet, lines, place: *place, rest, lost: 0 };
-    repeat(MAX_STEPS, call_step::<P, L>, &mut walk);
-    if walk.lost != 0 {
+    if !walk_calls(packet, lines, place, rx, rest) {
         lost_calls(place);
     }
+}
+
+/// Bytes that were missing. When the hole is full and the streams meet, its orphan goes: after the calls are counted.
+#[inline(always)]
+fn fill<P: Packet, L: Lines + Copy>(packet: P, lines: L, place: &Place, segment: Segment) {
+    let line = place.line;
+    let client = place.client;
+    let hole = at!(line.hole);
+    let len = hole::share(line, segment.seq, segment.len);
+    if len == 0 {
+        return;
+    }
+    let skip = match stream::enter(hole, segment.seq, len) {
+        Fit::New { skip } => skip,
+        Fit::Old => return,
+        // A hole within the hole.
+        Fit::Lost | Fit::Unsynced => {
+            hole::close(line);
+            return;
+        }
+    };
+    let rest = Rest { offset: segment.offset + skip, left: len - skip };
+    if !walk_calls(packet, lines, place, hole, rest) {
+        hole::close(line);
+        return;
+    }
+    match hole::meet(line) {
+        Meeting::NotYet | Meeting::Torn => return,
+        Meeting::Seamless => {}
+        Meeting::SeamlessWithCall => {
+            let call = rpc::call(hole);
+            flow::accept(&lines, (place.index, line), client, place.server, call, place.now);
+        }
+    }
+    at!(client.orphans).decrease(1);
+}
+
+/// Follows one segment through `stream`. False: it holds something else than records.
+#[inline(always)]
+fn walk_calls<P: Packet, L: Lines + Copy>(
+    packet: P,
+    lines: L,
+    place: &Place,
+    stream: Shared<Stream>,
+    rest: Rest,
+) -> bool {
+    let mut walk = Walk { packet, lines, place: *place, stream, rest, lost: 0 };
+    repeat(MAX_STEPS, call_step::<P, L>, &mut walk);
+    walk.lost == 0
 }
 
 #[inline(always)]
@@ -89,7 +144,7 @@ unsafe extern "C" fn call_step<P: Packet, L: Lines + Copy>(_: u32, walk: *mut c_
     let walk = unsafe { &mut *walk.cast::<Walk<P, L>>() };
     let place = &walk.place;
     let line = place.line;
-    let rx = at!(line.rx);
+    let rx = walk.stream;
     match stream::step(&walk.packet, rx, &mut walk.rest, Side::Calls) {
         Step::Continue => 0,
         Step::End => 1,
@@ -133,7 +188,7 @@ pub fn replies<P: Packet>(packet: P, place: &Place, segment: Segment) {
         }
     }
     let rest = Rest { offset: segment.offset + skip, left: segment.len - skip };
-    let mut walk = Walk { packet, lines: (), place: *place, rest, lost: 0 };
+    let mut walk = Walk { packet, lines: (), place: *place, stream: tx, rest, lost: 0 };
     repeat(MAX_STEPS, reply_step::<P>, &mut walk);
     if walk.lost != 0 {
         lost_replies(place);
@@ -153,8 +208,7 @@ unsafe extern "C" fn reply_step<P: Packet>(_: u32, walk: *mut c_void) -> i64 {
     // SAFETY: `repeat` hands over the walk of `replies`.
     let walk = unsafe { &mut *walk.cast::<Walk<P, ()>>() };
     let place = &walk.place;
-    let line = place.line;
-    let tx = at!(line.tx);
+    let tx = walk.stream;
     match stream::step(&walk.packet, tx, &mut walk.rest, Side::Replies) {
         Step::Continue => 0,
         Step::End => 1,

@@ -197,7 +197,7 @@ pub fn step<P: Packet>(packet: &P, s: Shared<Stream>, rest: &mut Rest, side: Sid
 
 /// Whether a pending call's last byte has been seen; if so, it is pending no more.
 #[inline(always)]
-fn ended(s: Shared<Stream>) -> bool {
+pub fn ended(s: Shared<Stream>) -> bool {
     let flags = at!(s.flags).get();
     if flags & stream::PENDING == 0 || at!(s.remaining).get() != 0 || at!(s.more).get() != 0 {
         return false;
