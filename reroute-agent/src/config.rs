@@ -107,6 +107,14 @@ impl HostEntry {
             Network::Management => self.management,
         }
     }
+    /// The addresses `scvm` knows this host by. The private one is the same on every host: it means the SCVM's own.
+    pub fn addresses_at(&self, scvm: ScvmId) -> Vec<(Network, Ipv4Addr)> {
+        [Network::Private, Network::Storage, Network::Management]
+            .into_iter()
+            .filter(|network| *network != Network::Private || self.local_scvm == scvm)
+            .map(|network| (network, self.address(network)))
+            .collect()
+    }
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -471,5 +479,27 @@ pub fn map_address(ip: IpAddr) -> [u8; 16] {
     match ip {
         IpAddr::V4(v4) => reroute_common::mapped_ipv4(v4.octets()),
         IpAddr::V6(v6) => v6.octets(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_private_address_is_that_of_the_own_host_only() {
+        let host = |id, local| HostEntry {
+            id: HostId(id),
+            name: format!("host{id}"),
+            private: [192, 168, 33, 1].into(),
+            storage: [10, 10, 85, 10 + id as u8].into(),
+            management: [192, 168, 85, 10 + id as u8].into(),
+            local_scvm: ScvmId(local),
+        };
+        let private = |host: HostEntry| {
+            host.addresses_at(ScvmId(1)).iter().any(|(network, _)| *network == Network::Private)
+        };
+        assert!(private(host(1, 1)));
+        assert!(!private(host(2, 2)), "two hosts would share one address");
     }
 }

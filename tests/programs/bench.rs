@@ -84,7 +84,7 @@ pub struct Bench {
 pub fn settings(dir: &Path) -> Settings {
     let registration = |host, storage: [u8; 4], management: [u8; 4], has_agent| Registration {
         host,
-        addresses: [
+        addresses: vec![
             (
                 Network::Private,
                 if has_agent { IpAddr::from(PRIVATE_ADDRESS) } else { IpAddr::from([192, 168, 33, 9]) },
@@ -114,32 +114,14 @@ pub fn settings(dir: &Path) -> Settings {
 impl Bench {
     /// Enforces; frames come by the storage network; nobody is admitted.
     pub fn new() -> Bench {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let dir = PathBuf::from(format!(
-            "/sys/fs/bpf/reroute-test-{}-{}",
-            std::process::id(),
-            NEXT.fetch_add(1, Ordering::Relaxed)
-        ));
-        let settings = Settings {
-            bpf_dir: dir.clone(),
-            scvm: ScvmId(1),
-            scvm_boot: 77,
-            mode: AdmissionMode::Enforce,
-            service: SocketAddrV4::new(Ipv4Addr::new(192, 168, 33, 2), 2049),
-            timing: Timing::default(),
-            interfaces: vec![],
-            clients: vec![Registration {
-                host: HostId(1),
-                addresses: [
-                    (Network::Private, IpAddr::from([192, 168, 33, 1])),
-                    (Network::Storage, IpAddr::from([10, 10, 85, 11])),
-                    (Network::Management, IpAddr::from([192, 168, 85, 11])),
-                ],
-                pulse_key: [1, 2],
-                has_agent: true,
-            }],
-            xdp: XdpMode::Auto,
-        };
+        Bench::with(|_| {})
+    }
+
+    pub fn with(change: impl FnOnce(&mut Settings)) -> Bench {
+        let space = Space::new();
+        let dir = space.bpffs.join("scvm");
+        let mut settings = settings(&dir);
+        change(&mut settings);
         let sensor = Sensor::start(settings).unwrap();
         let mut bench = Bench {
             ingress: Xdp::from_pin(dir.join("program_ingress"), aya_obj::programs::XdpAttachType::Interface)

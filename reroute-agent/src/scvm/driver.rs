@@ -7,7 +7,7 @@ use super::metrics::Metrics;
 use super::null_rpc::Prober;
 use super::operator::{self, Request, Shared, Snapshot};
 use super::server_process::Watcher;
-use crate::config::{Config, Scvm as ScvmConfig, ScvmEntry, ns};
+use crate::config::{Config, HostEntry, Scvm as ScvmConfig, ScvmEntry, ns};
 use crate::journal::Journal;
 use crate::meta_client::{LinkEvent, MetaClient};
 use crate::netlink::links;
@@ -82,8 +82,9 @@ pub async fn run(start: Start) -> anyhow::Result<()> {
     let interfaces: BTreeMap<String, Network> =
         scvm.interfaces.each().into_iter().map(|(network, name)| (name.to_string(), network)).collect();
     let mut carriers = links::watch(&interfaces.keys().cloned().collect::<Vec<_>>())?;
-    let remotes: BTreeMap<_, _> =
-        config.cluster.hosts.iter().map(|host| (host.id, remotes_of(host, scvm.id))).collect();
+    let addresses = |host: &HostEntry| host.addresses_at(scvm.id).into_iter().map(|(_, at)| at).collect();
+    let remotes: BTreeMap<HostId, Vec<Ipv4Addr>> =
+        config.cluster.hosts.iter().map(|host| (host.id, addresses(host))).collect();
     let publisher = match scvm.epoch_file.clone() {
         Some(path) => Some(
             Publisher::start(path, remotes.clone(), results.clone())
@@ -153,15 +154,6 @@ pub async fn run(start: Start) -> anyhow::Result<()> {
         driver.chores();
     }
     Ok(())
-}
-
-/// The private address is the same on every host: here it can only be our own host's.
-fn remotes_of(host: &crate::config::HostEntry, here: ScvmId) -> Vec<Ipv4Addr> {
-    let mut remotes = vec![host.storage, host.management];
-    if host.local_scvm == here {
-        remotes.insert(0, host.private);
-    }
-    remotes
 }
 
 /// Runs the prober as a task: it may wait for the server, the machine may not.

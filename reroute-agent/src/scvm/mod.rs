@@ -27,9 +27,9 @@ use crate::journal::Journal;
 use crate::sensor::{Registration, Sensor};
 use crate::{clock, keys, realtime, sensor};
 use anyhow::{Context, bail};
-use reroute_core::ids::{Network, ScvmId};
+use reroute_core::ids::ScvmId;
 use reroute_core::scvm::{Mode, Settings};
-use std::net::{IpAddr, SocketAddrV4};
+use std::net::SocketAddrV4;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
@@ -104,8 +104,7 @@ fn sensor_settings(config: &Config, id: ScvmId) -> anyhow::Result<sensor::Settin
     let scvm = config.scvm()?;
     let clients = config.cluster.hosts.iter().map(|host| Registration {
         host: host.id,
-        addresses: [Network::Private, Network::Storage, Network::Management]
-            .map(|network| (network, IpAddr::from(host.address(network)))),
+        addresses: host.addresses_at(id).into_iter().map(|(network, at)| (network, at.into())).collect(),
         pulse_key: keys::pulse_key(&config.key, host.id, id),
         has_agent: true,
     });

@@ -45,7 +45,7 @@ pub struct Settings {
 #[derive(Clone, Debug)]
 pub struct Registration {
     pub host: HostId,
-    pub addresses: [(Network, IpAddr); 3],
+    pub addresses: Vec<(Network, IpAddr)>,
     pub pulse_key: [u64; 2],
     pub has_agent: bool,
 }

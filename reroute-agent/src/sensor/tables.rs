@@ -115,7 +115,8 @@ impl Tables {
             long(offset_of!(Client, pulse_key) + 8)?.store(client.pulse_key[1], Relaxed);
             word(host_offset)?.store(client.host.0, SeqCst);
             self.slots.insert(client.host, slot);
-            for (network, address) in client.addresses {
+            for (network, address) in &client.addresses {
+                let (network, address) = (*network, *address);
                 let key = AddressKey { network: number(network), address: map_address(address) };
                 self.addresses
                     .insert(key, slot, 0)
