@@ -14,6 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::mpsc::UnboundedSender;
 
 /// Pids fit in this many bits (PID_MAX_LIMIT).
@@ -38,6 +39,19 @@ fn incarnation_of(pid: u32, start_ticks: u64) -> Incarnation {
 
 fn pid_of(incarnation: Incarnation) -> u32 {
     (incarnation.0 & ((1 << PID_BITS) - 1)) as u32
+}
+
+/// How much younger than its pidfile a process may seem: ticks and file systems round.
+const SLACK: Duration = Duration::from_secs(2);
+
+/// Whether a process began after its pidfile was written: then the file is a dead server's, and the pid was given to
+/// somebody else, who must not be watched, let alone killed, in its place. A file of unknown age settles nothing.
+fn is_somebody_else(pidfile: &std::path::Path, start_ticks: u64) -> bool {
+    let written = std::fs::metadata(pidfile).and_then(|m| m.modified()).ok();
+    let Some(file_age) = written.and_then(|at| at.elapsed().ok()) else { return false };
+    let up = Duration::from_nanos(crate::clock::now().0);
+    let began = Duration::from_millis(start_ticks * 1000 / rustix::param::clock_ticks_per_second());
+    up.saturating_sub(began) + SLACK < file_age
 }
 
 /// Start time of a process, clock ticks since boot; `None`: there is no such process.
@@ -104,6 +118,11 @@ impl Watcher {
         if self.held.contains_key(&incarnation) {
             return Ok(None);
         }
+        if is_somebody_else(&self.pidfile, ticks) {
+            return Err(format!(
+                "pidfile {shown} is older than process {pid}: it names a server that has gone"
+            ));
+        }
         self.hold(pid, incarnation).map(Some).map_err(|e| format!("pidfile {shown}: process {pid}: {e}"))
     }
 
@@ -153,7 +172,6 @@ impl Watcher {
 mod tests {
     use super::*;
     use std::process::{Child, Command};
-    use std::time::Duration;
     use tokio::sync::mpsc;
 
     fn sleeper() -> Child {
@@ -172,6 +190,25 @@ mod tests {
     }
     async fn exit(exits: &mut mpsc::UnboundedReceiver<Input>) -> Input {
         tokio::time::timeout(Duration::from_secs(5), exits.recv()).await.unwrap().unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_pid_given_to_somebody_else_is_not_the_server() {
+        let pidfile = dir("reuse").join("server.pid");
+        let (tx, _exits) = mpsc::unbounded_channel();
+        let mut somebody = sleeper();
+        std::fs::write(&pidfile, somebody.id().to_string()).unwrap();
+        let an_hour_ago = std::time::SystemTime::now() - Duration::from_secs(3600);
+        std::fs::File::options().write(true).open(&pidfile).unwrap().set_modified(an_hour_ago).unwrap();
+        let news = Watcher::new(pidfile.clone(), tx.clone()).poll();
+        assert!(
+            matches!(&news[..], [Input::ServerProblem(Some(why))] if why.contains("older than process")),
+            "{news:?}"
+        );
+        std::fs::write(&pidfile, somebody.id().to_string()).unwrap();
+        assert!(seen(&Watcher::new(pidfile, tx).poll()).is_some(), "written by its own time, it is");
+        somebody.kill().unwrap();
+        somebody.wait().unwrap();
     }
 
     #[tokio::test]
