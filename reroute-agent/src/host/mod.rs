@@ -18,7 +18,7 @@ use crate::journal::Journal;
 use crate::realtime;
 use anyhow::Context;
 use reroute_core::host::Settings;
-use reroute_core::ids::SEC;
+use reroute_core::ids::{FencePolicy, SEC};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Runs until SIGTERM or SIGINT; the route stays as it is. Errors: another instance runs, the state on disk cannot be
@@ -66,6 +66,13 @@ fn settings(config: &Config) -> Result<Settings, ConfigError> {
         host: host.id,
         local: config.cluster.host(host.id).map(|h| h.local_scvm).unwrap_or_default(),
         scvms: config.cluster.scvms.iter().map(|s| s.id).collect(),
+        checked_by_storage: config
+            .cluster
+            .scvms
+            .iter()
+            .filter(|s| s.server.policy == FencePolicy::Storage)
+            .map(|s| s.id)
+            .collect(),
         pulse_ns: ns(t.pulse_ms),
         standby_ns: ns(t.standby_pulse_ms),
         rest_ns: SEC,

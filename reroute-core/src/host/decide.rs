@@ -124,10 +124,25 @@ impl Machine {
         let reason = format!("{to} is better than {here} and was well for {} ms", wait_ns / MS);
         if to.scvm == login.scvm {
             self.change_path(to, reason, Vec::new(), false, now, fx);
+        } else if let Some(orphans) = self.undrainable(login.scvm) {
+            let what = format!(
+                "{to} is better, but {} had {orphans} calls of this host whose end nobody saw: \
+                 staying until its server is restarted",
+                login.scvm
+            );
+            self.fault("drain", what, fx);
         } else if self.meta_is_usable(now) {
+            self.faults.remove("drain");
             self.improve_after = now.plus(wait_ns.max(SEC));
             self.ask(to, true, reason, Vec::new(), now, fx);
         }
+    }
+
+    /// Calls of unknown fate at a server that nothing but their end can cover: a planned move from there would close
+    /// admission, wait in vain, and be given up. None: it can be drained.
+    fn undrainable(&self, scvm: ScvmId) -> Option<u32> {
+        let orphans = self.servers.get(&scvm).and_then(|s| s.facts).map_or(0, |f| f.orphans);
+        (orphans > 0 && !self.settings.checked_by_storage.contains(&scvm)).then_some(orphans)
     }
 
     /// Before the first login nothing is changed; and every target gets its chance to be heard first.

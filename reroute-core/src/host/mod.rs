@@ -43,6 +43,8 @@ pub struct Settings {
     pub host: HostId,
     pub local: ScvmId,
     pub scvms: Vec<ScvmId>,
+    /// Those whose storage refuses a former owner (policy `storage`): calls of unknown fate do no harm there.
+    pub checked_by_storage: Vec<ScvmId>,
     pub pulse_ns: u64,
     pub standby_ns: u64,
     /// Pulses to all that are neither active nor standby.

@@ -25,6 +25,7 @@ pub fn settings() -> Settings {
         host: HostId(1),
         local: A,
         scvms: vec![A, B, C],
+        checked_by_storage: Vec::new(),
         pulse_ns: 10 * MS,
         standby_ns: 50 * MS,
         rest_ns: SEC,

@@ -229,6 +229,24 @@ fn the_return_is_planned_and_waits() {
 }
 
 #[test]
+fn a_return_that_could_not_be_drained_is_not_begun() {
+    let mut world = World::settled();
+    world.facts(A).listening = false;
+    let (_, _) = world.run_until_asked(SEC);
+    moving(&mut world);
+    world.order(Order::At { scvm: B, epoch: Epoch(2) });
+    world.facts(B).orphans = 2;
+    world.facts(A).listening = true;
+    world.log.clear();
+    world.run(10 * SEC);
+    assert_eq!(world.asks(), []);
+    assert!(world.faults().iter().any(|f| f.contains("whose end nobody saw")), "{:?}", world.faults());
+    world.facts(B).orphans = 0;
+    world.run(SEC);
+    assert_eq!(world.asks().len(), 1);
+}
+
+#[test]
 fn a_refused_target_is_not_asked_for_at_once_again() {
     let mut world = World::settled();
     world.facts(A).listening = false;
