@@ -205,13 +205,13 @@ pub enum FenceProof {
 }
 
 impl FenceProof {
-    /// What the proof takes on trust.
+    /// What the proof takes on trust; empty: nothing.
     pub fn does_not_cover(self) -> &'static str {
         match self {
             FenceProof::FirstLogin
             | FenceProof::SameServer
             | FenceProof::KernelIdle
-            | FenceProof::Drained => "nothing",
+            | FenceProof::Drained => "",
             FenceProof::ProcessDead | FenceProof::Killed => {
                 "writes the dead server had handed to other processes"
             }

@@ -41,6 +41,8 @@ pub struct Options {
     pub agents: bool,
     /// `REROUTE_LOG` of the agents.
     pub log: String,
+    /// The controllable server's store refuses writes of a former owner. Off: to see what that is good for.
+    pub storage_check: bool,
 }
 
 impl Default for Options {
@@ -53,6 +55,7 @@ impl Default for Options {
             timing: BTreeMap::new(),
             agents: true,
             log: "info".into(),
+            storage_check: true,
         }
     }
 }

@@ -92,7 +92,11 @@ fn step(entry: &Entry, w: &Window<'_>) -> Option<(&'static str, String)> {
             ("fenced", format!("{epoch}, {in_progress} calls in progress, {orphans} orphans"))
         }
         Event::FenceProven { host, scvm, proof, does_not_cover, .. } if of_host(host) => {
-            ("fence_proven", format!("{scvm}: {}; does not cover {does_not_cover}", proof_name(*proof)))
+            let trust = match does_not_cover.as_str() {
+                "" => String::new(),
+                what => format!("; does not cover {what}"),
+            };
+            ("fence_proven", format!("{scvm}: {}{trust}", proof_name(*proof)))
         }
         Event::Admitted { host, epoch } if of_host(host) && !by_old => {
             ("admitted", format!("by {} at {epoch}", entry.node))
@@ -142,7 +146,7 @@ mod tests {
             scvm: ScvmId(1),
             epoch: Epoch(1),
             proof: FenceProof::ProcessDead,
-            does_not_cover: "nothing".into(),
+            does_not_cover: String::new(),
         };
         let mut early = entry(0, "host1", reset(9));
         early.at = BootNs(10);

@@ -37,6 +37,7 @@ pub fn start(lab: &Supervisor) -> anyhow::Result<()> {
             format!("{node}/agent"),
             &[&binary.to_string_lossy(), role, "--config", &config.to_string_lossy()],
         );
+        spec.env.insert("NO_COLOR".into(), "1".into());
         spec.env.insert("REROUTE_LOG".into(), lab.options.log.clone());
         lab.run(spec)?;
     }

@@ -77,8 +77,6 @@ fn ganesha(lab: &Supervisor, node: Node) -> anyhow::Result<()> {
             &config.to_string_lossy(),
             "-L",
             "/dev/stderr",
-            "-N",
-            "MAJ",
             "-p",
             &pidfile(&dir).to_string_lossy(),
         ],
@@ -92,7 +90,8 @@ fn ganesha_config(export: &Path) -> String {
     let mut text = String::new();
     let _ = write!(
         text,
-        "NFS_CORE_PARAM {{ Protocols = 3; NFS_Port = {NFS_PORT}; MNT_Port = 20048; Enable_NLM = false; \
+        "LOG {{ Default_Log_Level = MAJ; }}\n\
+         NFS_CORE_PARAM {{ Protocols = 3; NFS_Port = {NFS_PORT}; MNT_Port = 20048; Enable_NLM = false; \
          Enable_RQUOTA = false; Enable_UDP = false; }}\n\
          NFSv4 {{ Graceless = true; }}\n\
          NFS_KRB5 {{ Active_krb5 = false; }}\n\
@@ -127,6 +126,9 @@ fn controllable(lab: &Supervisor, id: u32) -> anyhow::Result<()> {
     // Without an agent nobody publishes epochs, and everybody may write.
     if lab.options.agents {
         argv.extend(["--epoch-file".into(), text(epoch_file(&dir))]);
+    }
+    if !lab.options.storage_check {
+        argv.push("--no-storage-check".into());
     }
     lab.run(Spec { argv, ..Spec::new(format!("{node}/server"), &[]) })?;
     Ok(())
