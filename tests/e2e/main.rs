@@ -3,5 +3,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod failover;
+mod input;
 mod isolation;
+mod observe;
+mod one_writer;
+mod own_failures;
+mod routes;
+mod support;
 mod writer;
