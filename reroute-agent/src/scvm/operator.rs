@@ -301,6 +301,9 @@ pub mod tests {
             check_at: 0,
             calls_seen: 7,
             replies_seen: 5,
+            hole: stream,
+            hole_end: 0,
+            resumed_at: 0,
             calls,
         }
     }

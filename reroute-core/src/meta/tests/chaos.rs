@@ -75,7 +75,7 @@ fn run(world: &mut World, steps: Vec<Step>) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn never_two_servers_and_never_stuck(steps in steps(), target in prop_oneof![Just(A), Just(B), Just(C)]) {
