@@ -34,7 +34,7 @@ enum Verb {
     },
     /// Format, lints, unit tests, program tests, lab tests; ends with `N passed, N failed`.
     Test {
-        /// Also what takes minutes.
+        /// Draw 20,000 cases in each property test instead of 256.
         #[arg(long)]
         long: bool,
     },

@@ -7,8 +7,17 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// The lab: servers, the writer's library, networks.
-const LAB: &[&str] = &["iproute2", "libnfs-dev", "nfs-ganesha", "nfs-ganesha-vfs", "pkg-config", "rpcbind"];
+/// The lab and its tests: servers, the writer's library, a second client, networks.
+const LAB: &[&str] = &[
+    "iproute2",
+    "libnfs-dev",
+    "libnfs-utils",
+    "nfs-ganesha",
+    "nfs-ganesha-vfs",
+    "nftables",
+    "pkg-config",
+    "rpcbind",
+];
 /// A compiler with a prebuilt core for BPF, and what bpf-linker links to.
 const EBPF: &[&str] = &[
     "libclang-22-dev",

@@ -19,8 +19,9 @@ const STAGES: &[Stage] = &[
         cargo: &["clippy", "--release", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"],
     },
     Stage {
+        // Once, with the features that the tests below are built with; the lab tests need the programs beside them.
         name: "build",
-        cargo: &["build", "--release", "--bins", "-p", "reroute-agent", "-p", "reroute-tests"],
+        cargo: &["build", "--release", "--workspace", "--all-targets"],
     },
     Stage {
         name: "unit tests",
@@ -28,19 +29,18 @@ const STAGES: &[Stage] = &[
     },
     Stage {
         name: "NFS tests",
-        cargo: &["test", "--release", "-p", "reroute-tests", "--test", "nfs", "--no-fail-fast"],
+        cargo: &["test", "--release", "--workspace", "--test", "nfs", "--no-fail-fast"],
     },
     Stage {
         name: "program tests",
-        cargo: &["test", "--release", "-p", "reroute-tests", "--test", "programs", "--no-fail-fast"],
+        cargo: &["test", "--release", "--workspace", "--test", "programs", "--no-fail-fast"],
     },
     Stage {
         name: "lab tests",
         cargo: &[
             "test",
             "--release",
-            "-p",
-            "reroute-tests",
+            "--workspace",
             "--test",
             "e2e",
             "--no-fail-fast",
@@ -81,8 +81,8 @@ pub fn run(long: bool) -> anyhow::Result<()> {
 fn run_stage(stage: &Stage, long: bool, counts: &mut Counts) -> anyhow::Result<bool> {
     let mut command = workspace::cargo(stage.cargo);
     if long {
-        // Tests that take minutes look at this.
-        command.env("REROUTE_TEST_LONG", "1");
+        // Property tests draw this many cases instead of 256.
+        command.env("PROPTEST_CASES", "20000");
     }
     let mut child = command.stdout(Stdio::piped()).spawn().context("cannot run cargo")?;
     if let Some(stdout) = child.stdout.take() {
