@@ -12,6 +12,8 @@ use reroute_common::table::{Client, Config, Server, mode, pulse_reject};
 
 const WORDS: usize = LEN / 8;
 const MAC: u32 = WORDS as u32 - 1;
+/// An agent that has not been seen for longer speaks for nobody: three of its beats.
+const AGENT_ALIVE_NS: u64 = 300_000_000;
 
 /// A datagram to the pulse port: reflected, or counted by the reason why not, and gone either way.
 #[inline(never)]
@@ -85,7 +87,12 @@ fn answer<P: Packet>(
     let word = at!(client.word).get();
     let lease_end = admit::lease_end(client, server);
     let mode = at!(config.mode).get();
-    let mut state = at!(config.agent_state).get() & bits::NULL_FAILED;
+    // What an agent said before it died is no news.
+    let agent_age = now.saturating_sub(at!(config.agent_seen_at).get());
+    let mut state = 0;
+    if agent_age <= AGENT_ALIVE_NS {
+        state = at!(config.agent_state).get() & bits::NULL_FAILED;
+    }
     if listener::look(packet.context(), config, server, now) {
         state |= bits::LISTENING;
     }
@@ -115,7 +122,7 @@ fn answer<P: Packet>(
     at!(request.in_progress).set(at!(client.in_progress).get());
     at!(request.orphans).set(at!(client.orphans).get());
     at!(request.network).set(network);
-    at!(request.agent_age_ns).set(now.saturating_sub(at!(config.agent_seen_at).get()));
+    at!(request.agent_age_ns).set(agent_age);
     words.element(MAC).set(mac(words, pulse::direction_key(key, kind::REPLY)));
     Ok(())
 }

@@ -8,7 +8,7 @@ use reroute_common::admission::{Word, rank};
 use reroute_common::pulse::{self, LEN, Pulse, direction_key, flags, kind, server};
 use reroute_common::table::{drop, mode, pulse_reject};
 use reroute_common::{event, siphash};
-use reroute_core::ids::{Epoch, Incarnation, Network};
+use reroute_core::ids::{BootNs, Epoch, Incarnation, Network};
 use std::net::TcpListener;
 
 const LOCAL: [u8; 4] = [10, 10, 85, 1];
@@ -107,6 +107,7 @@ fn a_reply_tells_what_the_kernel_sees() {
     bench.rx(&c.send(&[call(1, WRITE, 0), call(2, WRITE, 0), call(66, WRITE, 0)].concat()));
     bench.tx(&c.answer(&reply_of(1)));
     bench.sensor.set_agent_state(server::NULL_FAILED).unwrap();
+    bench.sensor.touch(BootNs(now())).unwrap();
     bench.sensor.set_mode(mode::SHADOW).unwrap();
     run("ip addr add 192.168.33.2/32 dev lo");
     let _listener = TcpListener::bind("192.168.33.2:2049").unwrap();
@@ -119,6 +120,10 @@ fn a_reply_tells_what_the_kernel_sees() {
     assert!(reply.agent_age_ns < 60_000_000_000);
     wait_for("the timer's count", || probe(&bench).calls_waiting == 1);
     assert_eq!(bench.server().pulse_rejects, [0; 5]);
+
+    // What an agent said before it died is no news.
+    bench.sensor.touch(BootNs(now() - 400_000_000)).unwrap();
+    assert_eq!(probe(&bench).server_state, server::LISTENING);
 }
 
 fn reply_of(xid: u32) -> Vec<u8> {
