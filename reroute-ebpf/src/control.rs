@@ -2,11 +2,11 @@
 
 use crate::cell::Shared;
 use crate::kernel::{self, repeat};
-use crate::{admit, at, flow, maps, timer};
+use crate::{admit, at, flow, hole, maps, timer};
 use core::ffi::c_void;
 use reroute_common::admission::{Word, rank};
 use reroute_common::control::{Command, MAGIC, op, result};
-use reroute_common::flow::MAX_FLOWS;
+use reroute_common::flow::{MAX_FLOWS, state as flow_state};
 use reroute_common::table::MAX_CLIENTS;
 
 /// Carries a command out, and writes the answer into it.
@@ -79,20 +79,27 @@ fn server(command: Shared<Command>) -> u32 {
     }
     let gone_at = at!(server.listener_gone_at).get();
     let mut forget = Forget { until: if gone_at == 0 { u64::MAX } else { gone_at } };
-    repeat(MAX_FLOWS, forget_line, &mut forget);
     repeat(MAX_CLIENTS, forget_orphans, &mut forget);
+    repeat(MAX_FLOWS, forget_line, &mut forget);
     result::OK
 }
 
+/// A connection to the dead server is forgotten. One that the new server has had already, before we were told of it,
+/// keeps its calls, and an orphan if anything of it was missed: all orphans have just gone.
 unsafe extern "C" fn forget_line(index: u32, state: *mut c_void) -> i64 {
     // SAFETY: `repeat` hands over the state of `server`.
     let state = unsafe { &*state.cast::<Forget>() };
     let Some(line) = maps::flow(index) else { return 1 };
-    if at!(line.waiting).get() == 0 || at!(line.opened_at).get() > state.until {
+    if at!(line.state).get() == flow_state::FREE {
         return 0;
     }
-    if let Some(client) = maps::client(at!(line.client).get()) {
+    let Some(client) = maps::client(at!(line.client).get()) else { return 0 };
+    let is_new = at!(line.opened_at).get() > state.until;
+    hole::close(line);
+    if !is_new {
         flow::forget(line, client);
+    } else if flow::missed_any(line) {
+        at!(client.orphans).increase(1);
     }
     0
 }

@@ -212,7 +212,9 @@ unsafe extern "C" fn abandon_call(index: u32, leaving: *mut c_void) -> i64 {
 /// Forgets its calls: the server that had them is dead and reaped.
 #[inline(always)]
 pub fn forget(line: Shared<Flow>, client: Shared<Client>) {
-    crate::hole::close(line);
+    if at!(line.waiting).get() == 0 {
+        return;
+    }
     repeat(CALL_SLOTS as u32, forget_call, &mut Leaving { line, client, keep: 0 });
 }
 
@@ -310,6 +312,13 @@ pub fn uncertain(line: Shared<Flow>, client: Shared<Client>) {
         at!(rx.flags).set(flags | stream::UNCERTAIN);
         at!(client.orphans).increase(1);
     }
+}
+
+/// Whether calls of this connection may have escaped us.
+#[inline(always)]
+pub fn missed_any(line: Shared<Flow>) -> bool {
+    let rx = at!(line.rx);
+    at!(rx.lost).get() != 0 || at!(rx.flags).get() & stream::UNCERTAIN != 0
 }
 
 struct Oldest {

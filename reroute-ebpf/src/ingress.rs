@@ -120,7 +120,12 @@ fn track<P: Packet>(packet: P, frame: &Frame, network: u32, slot: u32) {
         }
         None => {
             // Nobody takes a segment that has neither line nor socket: it begins nothing and leaves nothing behind.
-            if frame.flags & tcp::RST != 0 || (!syn && !established()) {
+            if !syn && !established() {
+                return;
+            }
+            if frame.flags & tcp::RST != 0 {
+                // The end of a connection that was there before us: its calls may outlive it.
+                at!(client.orphans).increase(1);
                 return;
             }
             let Some(found) = flow::claim(&Tables, server, &key, slot, now) else {

@@ -2,6 +2,7 @@
 
 use crate::bench::*;
 use crate::frames::*;
+use reroute_core::ids::Incarnation;
 use std::net::{TcpListener, TcpStream};
 
 #[test]
@@ -126,6 +127,49 @@ fn a_hole_in_a_body_hides_nothing_and_a_hole_in_a_header_is_said() {
     assert_eq!(bench.counts().orphans, 1);
     bench.rx(&c.send(&[call(4, READ, 8), call(5, READ, 8)].concat()));
     assert_eq!((bench.counts().in_progress, bench.counts().orphans), (4, 1));
+}
+
+#[test]
+fn segments_that_changed_places_leave_no_orphan() {
+    let bench = Bench::admitted();
+    let mut c = Connection::open(700, &bench);
+    let first = c.send(&call(1, WRITE, 500));
+    let second = c.send(&call(2, WRITE, 500));
+    bench.rx(&second);
+    assert_eq!((bench.counts().in_progress, bench.counts().orphans), (1, 1), "a call may be missing");
+    bench.rx(&first);
+    assert_eq!((bench.counts().in_progress, bench.counts().orphans), (2, 0), "it was not");
+    bench.tx(&c.answer(&[reply(1, 4), reply(2, 4)].concat()));
+    assert_eq!((bench.counts().in_progress, bench.counts().orphans), (0, 0));
+}
+
+#[test]
+fn a_new_server_ends_a_hole_and_it_is_not_paid_back_twice() {
+    let bench = Bench::admitted();
+    bench.sensor.server_started(Incarnation(10)).unwrap();
+    let mut c = Connection::open(700, &bench);
+    let first = c.send(&call(1, WRITE, 500));
+    bench.rx(&c.send(&call(2, WRITE, 500)));
+    assert_eq!(bench.counts().orphans, 1);
+    bench.sensor.server_started(Incarnation(11)).unwrap();
+    assert_eq!(bench.counts().orphans, 0);
+    bench.rx(&first);
+    assert_eq!(bench.counts().orphans, 0);
+}
+
+#[test]
+fn the_end_of_a_connection_from_before_the_programs_leaves_an_orphan() {
+    let bench = Bench::admitted();
+    run("ip addr add 192.168.33.2/32 dev lo");
+    run("ip addr add 10.10.85.11/32 dev lo");
+    let listener = TcpListener::bind("192.168.33.2:2049").unwrap();
+    let socket = connect_from(STORAGE_ADDRESS);
+    let _accepted = listener.accept().unwrap();
+    let c = Connection::new(socket.local_addr().unwrap().port());
+    bench.rx(&c.up(1, RST, &[]).frame());
+    assert_eq!(bench.counts().orphans, 1, "its calls may run on");
+    bench.rx(&Connection::new(9).up(1, RST, &[]).frame());
+    assert_eq!(bench.counts().orphans, 1, "this one was nobody's");
 }
 
 #[test]
