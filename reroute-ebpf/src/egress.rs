@@ -5,6 +5,7 @@ use crate::follow::{self, Place, Segment};
 use crate::packet::Packet;
 use crate::parse::{Kind, parse, tcp};
 use crate::{Verdict, at, kernel, listener, maps, stream};
+use reroute_common::admission::{Word, rank};
 use reroute_common::flow::{FlowKey, state, stream as bits};
 use reroute_common::table::drop;
 
@@ -65,11 +66,16 @@ pub fn egress<P: Packet>(packet: P, interface: u32) -> Verdict {
             flow::abandon(line, client, 0);
         }
     }
-    // The server's death shows here first: its listener is closed before its connections are.
-    if frame.flags & (tcp::FIN | tcp::RST) != 0
-        && !listener::look(packet.context(), config, server, now)
-        && listener::shields(config, client, server, now)
-    {
+    if frame.flags & (tcp::FIN | tcp::RST) == 0 {
+        return Verdict::Pass;
+    }
+    // The server's death shows here first, where its listener is closed before its connections are. And a client that
+    // is shut out must not be told so: it would come back to a closed door, while its host resets it at the open one.
+    let gone = !listener::look(packet.context(), config, server, now)
+        && listener::shields(config, client, server, now);
+    let shut_out =
+        Word(at!(client.word).get()).rank() >= rank::RELEASED && listener::may_spare(config, client, now);
+    if gone || shut_out {
         at!(client.drops).element(drop::SHIELD as u32).count(1);
         return Verdict::Drop;
     }

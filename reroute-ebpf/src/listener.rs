@@ -35,15 +35,18 @@ pub fn look(context: *mut c_void, config: Shared<Config>, server: Shared<Server>
     listening
 }
 
-/// Nobody listens: whether this client is to be spared the refusals. Only one whose host is alive and will move it,
-/// and only for a while.
+/// Whether this client is to be spared a refusal at all: its host is alive, and will move it.
+#[inline(always)]
+pub fn may_spare(config: Shared<Config>, client: Shared<Client>, now: u64) -> bool {
+    let pulse_at = at!(client.pulse_at).get();
+    at!(config.mode).get() == mode::ENFORCE && pulse_at != 0 && now.saturating_sub(pulse_at) <= LIVE
+}
+
+/// Nobody listens: the client is spared the refusals for a while.
 #[inline(always)]
 pub fn shields(config: Shared<Config>, client: Shared<Client>, server: Shared<Server>, now: u64) -> bool {
     let gone_at = at!(server.listener_gone_at).get();
-    let pulse_at = at!(client.pulse_at).get();
-    at!(config.mode).get() == mode::ENFORCE
-        && pulse_at != 0
-        && now.saturating_sub(pulse_at) <= LIVE
+    may_spare(config, client, now)
         && gone_at != 0
         && now.saturating_sub(gone_at) <= at!(config.shield_ns).get()
 }
