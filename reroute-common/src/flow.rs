@@ -2,6 +2,8 @@
 
 /// Calls tracked per connection: a power of two, indexed by XID (clients count XIDs up).
 pub const CALL_SLOTS: usize = 64;
+/// Holes followed at one time, per connection: a power of two.
+pub const HOLES: usize = 4;
 /// Lines of the flow table: a power of two.
 pub const MAX_FLOWS: u32 = 16384;
 
@@ -62,6 +64,19 @@ pub struct Stream {
 }
 const _: () = assert!(size_of::<Stream>() == 80);
 
+/// A hole in the calls of a connection, followed on its own through what is sent again.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hole {
+    /// As `rx` stood where bytes went missing. Its `lost` says whether `rx` has found a record to go on from since.
+    pub stream: Stream,
+    /// The first byte beyond the hole.
+    pub end: u32,
+    /// Where `rx` went on.
+    pub resumed_at: u32,
+}
+const _: () = assert!(size_of::<Hole>() == 88);
+
 /// Ingress owns `rx`, egress owns `tx`; everything both sides touch is atomic.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,18 +97,15 @@ pub struct Flow {
     pub check_at: u64,
     pub calls_seen: u64,
     pub replies_seen: u64,
-    /// The calls as they stood where bytes went missing, followed on its own through what is sent again (ingress).
-    /// Its `lost` says whether `rx` has found a record to go on from, its `flags` whether there is a hole at all.
-    pub hole: Stream,
-    /// The first byte beyond the hole.
-    pub hole_end: u32,
-    /// Where `rx` went on.
-    pub resumed_at: u32,
+    /// Bit `i`: `holes[i]` is one.
+    pub open_holes: u32,
+    pub _pad: u32,
+    pub holes: [Hole; HOLES],
     /// A call in progress, or 0: see [`call`].
     pub calls: [u64; CALL_SLOTS],
 }
-const _: () = assert!(size_of::<Flow>() == 64 + 160 + 32 + 88 + 8 * CALL_SLOTS);
-crate::pod!(FlowKey, Stream, Flow);
+const _: () = assert!(size_of::<Flow>() == 64 + 160 + 32 + 8 + 88 * HOLES + 8 * CALL_SLOTS);
+crate::pod!(FlowKey, Stream, Hole, Flow);
 
 /// A call in progress, packed so that one atomic holds it: XID, class, and time in 4 µs units (30 bits: 71 minutes).
 pub mod call {

@@ -95,7 +95,7 @@ unsafe extern "C" fn forget_line(index: u32, state: *mut c_void) -> i64 {
     }
     let Some(client) = maps::client(at!(line.client).get()) else { return 0 };
     let is_new = at!(line.opened_at).get() > state.until;
-    hole::close(line);
+    hole::close_all(line);
     if !is_new {
         flow::forget(line, client);
     } else if flow::missed_any(line) {

@@ -141,7 +141,7 @@ pub fn claim<L: Lines>(
     at!(line.replies_seen).set(0);
     reset_stream(at!(line.rx));
     reset_stream(at!(line.tx));
-    crate::hole::close(line);
+    crate::hole::close_all(line);
     at!(line.state).swap(state::OPEN);
     Some((best, line))
 }
@@ -171,7 +171,7 @@ pub fn reopen(line: Shared<Flow>, client: Shared<Client>, now: u64) {
     at!(line.replies_seen).set(0);
     reset_stream(at!(line.rx));
     reset_stream(at!(line.tx));
-    crate::hole::close(line);
+    crate::hole::close_all(line);
     at!(line.state).swap(state::OPEN);
 }
 

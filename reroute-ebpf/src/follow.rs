@@ -11,7 +11,7 @@ use crate::stream::{self, Fit, Rest, Side, Step};
 use core::ffi::c_void;
 use reroute_common::admission::Word;
 use reroute_common::event::{Event, kind};
-use reroute_common::flow::{Flow, Stream};
+use reroute_common::flow::{Flow, HOLES, Stream};
 use reroute_common::table::{Client, Server};
 
 /// Steps through one segment: two per record, so even 64 KiB of the shortest replies fit.
@@ -51,8 +51,9 @@ pub fn calls<P: Packet, L: Lines + Copy>(packet: P, lines: L, place: &Place, seg
     let line = place.line;
     let client = place.client;
     let rx = at!(line.rx);
-    if hole::is_open(line) {
-        fill(packet, lines, place, segment);
+    if hole::any(line) {
+        let mut fill = Fill { packet, lines, place: *place, segment };
+        repeat(HOLES as u32, fill_step::<P, L>, &mut fill);
     }
     let before = at!(rx.retransmitted).get();
     let expected = at!(rx.next_seq).get();
@@ -64,7 +65,7 @@ pub fn calls<P: Packet, L: Lines + Copy>(packet: P, lines: L, place: &Place, seg
         Fit::New { skip: n } => skip = n,
         Fit::Lost | Fit::Unsynced => {
             if fit == Fit::Lost {
-                hole::open(line, expected, segment.seq);
+                hole::open(line, expected, segment.seq, |number| lines.opaque(number));
                 lost_calls(place);
             }
             let peeked = stream::peek(&packet, rx, segment.offset, segment.len, rpc::CALL_HEAD);
@@ -81,39 +82,53 @@ pub fn calls<P: Packet, L: Lines + Copy>(packet: P, lines: L, place: &Place, seg
     }
 }
 
-/// Bytes that were missing. When the hole is full and the streams meet, its orphan goes: after the calls are counted.
-#[inline(always)]
-fn fill<P: Packet, L: Lines + Copy>(packet: P, lines: L, place: &Place, segment: Segment) {
-    let line = place.line;
-    let client = place.client;
-    let hole = at!(line.hole);
-    let len = hole::share(line, segment.seq, segment.len);
-    if len == 0 {
-        return;
+struct Fill<P, L> {
+    packet: P,
+    lines: L,
+    place: Place,
+    segment: Segment,
+}
+
+/// Bytes that were missing. When a hole is full and the streams meet, its orphan goes: after the calls are counted.
+unsafe extern "C" fn fill_step<P: Packet, L: Lines + Copy>(index: u32, fill: *mut c_void) -> i64 {
+    // SAFETY: `repeat` hands over the state of `calls`.
+    let fill = unsafe { &mut *fill.cast::<Fill<P, L>>() };
+    let place = fill.place;
+    let (line, client) = (place.line, place.client);
+    if !hole::is_open(line, index) {
+        return 0;
     }
-    let skip = match stream::enter(hole, segment.seq, len) {
+    let hole = at!(line.holes).element(index);
+    let followed = at!(hole.stream);
+    let segment = fill.segment;
+    let len = hole::share(hole, segment.seq, segment.len);
+    if len == 0 {
+        return 0;
+    }
+    let skip = match stream::enter(followed, segment.seq, len) {
         Fit::New { skip } => skip,
-        Fit::Old => return,
+        Fit::Old => return 0,
         // A hole within the hole.
         Fit::Lost | Fit::Unsynced => {
-            hole::close(line);
-            return;
+            hole::close(line, index);
+            return 0;
         }
     };
     let rest = Rest { offset: segment.offset + skip, left: len - skip };
-    if !walk_calls(packet, lines, place, hole, rest) {
-        hole::close(line);
-        return;
+    if !walk_calls(fill.packet, fill.lines, &place, followed, rest) {
+        hole::close(line, index);
+        return 0;
     }
-    match hole::meet(line) {
-        Meeting::NotYet | Meeting::Torn => return,
+    match hole::meet(line, index) {
+        Meeting::NotYet | Meeting::Torn => return 0,
         Meeting::Seamless => {}
         Meeting::SeamlessWithCall => {
-            let call = rpc::call(hole);
-            flow::accept(&lines, (place.index, line), client, place.server, call, place.now);
+            let call = rpc::call(followed);
+            flow::accept(&fill.lines, (place.index, line), client, place.server, call, place.now);
         }
     }
     at!(client.orphans).decrease(1);
+    0
 }
 
 /// Follows one segment through `stream`. False: it holds something else than records.

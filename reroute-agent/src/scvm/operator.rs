@@ -301,9 +301,9 @@ pub mod tests {
             check_at: 0,
             calls_seen: 7,
             replies_seen: 5,
-            hole: stream,
-            hole_end: 0,
-            resumed_at: 0,
+            open_holes: 0,
+            _pad: 0,
+            holes: [flow::Hole { stream, end: 0, resumed_at: 0 }; flow::HOLES],
             calls,
         }
     }
