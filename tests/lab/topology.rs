@@ -111,6 +111,7 @@ pub fn build() -> anyhow::Result<BTreeMap<String, NetNs>> {
         }
     }
     batch(&nodes[SWITCH], &switch)?;
+    keep_order(&nodes[SWITCH]).context("the switch")?;
 
     for node in Node::all() {
         let mut text = String::from("link set lo up\n");
@@ -132,6 +133,24 @@ pub fn build() -> anyhow::Result<BTreeMap<String, NetNs>> {
         batch(&nodes[&node.to_string()], &text).with_context(|| node.to_string())?;
     }
     Ok(nodes)
+}
+
+/// A switch does not change the order of a flow's frames, and a bridge over veth does: each CPU has a queue of its own.
+/// Receive packet steering gives each flow one CPU. `/sys` shows a namespace's own devices only when mounted in it.
+fn keep_order(switch: &NetNs) -> anyhow::Result<()> {
+    use std::process::Command;
+    const SCRIPT: &str =
+        "mount -t sysfs sysfs /sys && for queue in /sys/class/net/*-*/queues/rx-0/rps_cpus; do
+        [ ! -e \"$queue\" ] || echo \"$1\" > \"$queue\" || exit 1; done";
+    let cpus = std::thread::available_parallelism()?.get().min(32);
+    let mask = format!("{:x}", (1_u64 << cpus) - 1);
+    let out = switch
+        .run(|| Command::new("unshare").args(["--mount", "sh", "-c", SCRIPT, "sh", &mask]).output())?
+        .context("cannot run `unshare` (package util-linux)")?;
+    if !out.status.success() {
+        bail!("receive packet steering: {}", String::from_utf8_lossy(&out.stderr).trim());
+    }
+    Ok(())
 }
 
 /// Runs lines of `ip` in one go.
