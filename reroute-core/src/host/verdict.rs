@@ -7,6 +7,8 @@ use crate::proto::{Evidence, EvidenceKind};
 const CONSECUTIVE: u32 = 2;
 /// Consecutive good replies before a failed server counts as well again.
 const RECOVERED: u32 = 3;
+/// What an SCVM's agent said holds for this long after its last sign of life in the kernel.
+const AGENT_WORD_NS: u64 = 300 * MS;
 
 /// Where a client stands in an SCVM's kernel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -31,6 +33,7 @@ pub struct Facts {
     pub lease_ns: u64,
     pub listening: bool,
     pub silent: bool,
+    /// As last said by the SCVM's agent, which may be gone: see [`Facts::null_failed_now`].
     pub null_failed: bool,
     pub enforcing: bool,
     /// Calls of this host accepted there and not answered.
@@ -49,12 +52,16 @@ impl Facts {
     pub fn is_idle_for(&self, epoch: Epoch) -> bool {
         self.enforcing && self.is_closed_for(epoch) && self.in_progress == 0 && self.orphans == 0
     }
+    /// The bit is the agent's and outlives it: from one that is not heard of any more it says nothing.
+    pub fn null_failed_now(&self) -> bool {
+        self.null_failed && self.agent_age_ns <= AGENT_WORD_NS
+    }
     fn hung(&self) -> bool {
-        self.silent && self.null_failed
+        self.silent && self.null_failed_now()
     }
     /// Fit to take a client.
     pub fn is_well(&self) -> bool {
-        self.listening && !self.silent && !self.null_failed
+        self.listening && !self.silent && !self.null_failed_now()
     }
 }
 

@@ -111,6 +111,30 @@ fn silent_alone_is_busy_and_with_null_failed_it_is_hung() {
 }
 
 #[test]
+fn what_a_dead_agent_said_of_its_server_is_not_held_against_it() {
+    let mut world = World::settled();
+    world.facts(A).null_failed = true;
+    world.facts(A).agent_age_ns = 301 * MS;
+    world.run(SEC);
+    world.facts(A).silent = true;
+    world.run(500 * MS);
+    assert_eq!(world.asks(), [], "silent alone is busy");
+    for scvm in [B, C] {
+        world.facts(scvm).null_failed = true;
+        world.facts(scvm).agent_age_ns = 301 * MS;
+    }
+    world.facts(A).listening = false;
+    let (message, _) = world.run_until_asked(SEC);
+    assert_eq!(ask(&message).0, second(), "fit to take a client");
+
+    let mut world = World::settled();
+    world.facts(A).silent = true;
+    world.facts(A).null_failed = true;
+    world.facts(A).agent_age_ns = 300 * MS;
+    world.run_until_asked(SEC);
+}
+
+#[test]
 fn agent_or_meta_silence_is_no_verdict() {
     let mut world = World::settled();
     world.facts(A).agent_age_ns = 60 * SEC;
