@@ -338,6 +338,7 @@ impl Fields<'_> {
             calls_waiting: self.u32(offset_of!(Pulse, calls_waiting)),
             in_progress: self.u32(offset_of!(Pulse, in_progress)),
             orphans: self.u32(offset_of!(Pulse, orphans)),
+            oldest_call_age_ns: self.u64(offset_of!(Pulse, oldest_call_age_ns)),
             agent_age_ns: self.u64(offset_of!(Pulse, agent_age_ns)),
         }
     }

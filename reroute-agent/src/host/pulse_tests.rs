@@ -42,6 +42,7 @@ fn reflect(request: &[u8; LEN]) -> [u8; LEN] {
     put(offset_of!(Pulse, calls_waiting), &74u32.to_le_bytes());
     put(offset_of!(Pulse, in_progress), &75u32.to_le_bytes());
     put(offset_of!(Pulse, orphans), &76u32.to_le_bytes());
+    put(offset_of!(Pulse, oldest_call_age_ns), &78u64.to_le_bytes());
     put(offset_of!(Pulse, agent_age_ns), &77u64.to_le_bytes());
     sign(&mut reply);
     reply
@@ -108,6 +109,7 @@ fn a_reflected_pulse_comes_back_over_the_wire() {
                 in_progress: 75,
                 orphans: 76,
                 calls_waiting: 74,
+                oldest_call_age_ns: 78,
                 agent_age_ns: 77,
             }
         );

@@ -9,11 +9,17 @@ use super::*;
 const ANSWER_NS: u64 = SEC;
 /// ... and after this, when its target is no longer fit.
 const TARGET_GONE_NS: u64 = 100 * MS;
+/// A call that waits for longer has nobody to wait for its end: its connection is dead, or its server hangs.
+const STUCK_NS: u64 = SEC;
+/// A planned move waits for a moment without calls in progress, but not for longer than this.
+const QUIET_NS: u64 = SEC;
 /// After a message that Meta did not take, Meta counts as out of reach for this long.
 const META_AWAY_NS: u64 = SEC;
 
 impl Machine {
     pub(super) fn decide(&mut self, now: BootNs, fx: &mut Effects) {
+        // Whoever still wants it says so again.
+        let quiet_awaited = self.quiet_awaited.take();
         if self.route.found.is_none() || self.route.blocked_by().is_some() {
             return;
         }
@@ -53,11 +59,11 @@ impl Machine {
             None => self.first_login(now, fx),
             // Let go by a former instance: Meta must say first what became of it.
             Some(login) if !self.may_affirm(login.epoch) => {}
-            Some(login) => self.judge_place(login, now, fx),
+            Some(login) => self.judge_place(login, quiet_awaited, now, fx),
         }
     }
 
-    fn judge_place(&mut self, login: Current, now: BootNs, fx: &mut Effects) {
+    fn judge_place(&mut self, login: Current, quiet_awaited: Option<BootNs>, now: BootNs, fx: &mut Effects) {
         let here = self.path_now();
         if self.has_failed(login.scvm) {
             let pieces = self.servers.get(&login.scvm).map(|s| s.failed.clone()).unwrap_or_default();
@@ -73,7 +79,7 @@ impl Machine {
         } else if self.health(here) == Health::Failed || !self.has_carrier(here.network) {
             self.leave_path(login, here, now, fx);
         } else {
-            self.improve(login, here, now, fx);
+            self.improve(login, here, quiet_awaited, now, fx);
         }
     }
 
@@ -102,7 +108,14 @@ impl Machine {
     }
 
     /// All is well here. Is there a better place, and has it been well for long enough?
-    fn improve(&mut self, login: Current, here: Path, now: BootNs, fx: &mut Effects) {
+    fn improve(
+        &mut self,
+        login: Current,
+        here: Path,
+        quiet_awaited: Option<BootNs>,
+        now: BootNs,
+        fx: &mut Effects,
+    ) {
         self.faults.remove("budget");
         self.faults.remove("move");
         let wait_ns = self.hold_down.wait_ns(now);
@@ -124,25 +137,41 @@ impl Machine {
         let reason = format!("{to} is better than {here} and was well for {} ms", wait_ns / MS);
         if to.scvm == login.scvm {
             self.change_path(to, reason, Vec::new(), false, now, fx);
-        } else if let Some(orphans) = self.undrainable(login.scvm) {
-            let what = format!(
-                "{to} is better, but {} had {orphans} calls of this host whose end nobody saw: \
-                 staying until its server is restarted",
-                login.scvm
-            );
-            self.fault("drain", what, fx);
+        } else if let Some(why) = self.undrainable(login.scvm, now) {
+            self.fault("drain", format!("{to} is better, but {why}"), fx);
         } else if self.meta_is_usable(now) {
             self.faults.remove("drain");
+            let waits_since = quiet_awaited.unwrap_or(now);
+            if self.is_busy(login.scvm) && now.since(waits_since) < QUIET_NS {
+                self.quiet_awaited = Some(waits_since);
+                return;
+            }
             self.improve_after = now.plus(wait_ns.max(SEC));
             self.ask(to, true, reason, Vec::new(), now, fx);
         }
     }
 
-    /// Calls of unknown fate at a server that nothing but their end can cover: a planned move from there would close
-    /// admission, wait in vain, and be given up. None: it can be drained.
-    fn undrainable(&self, scvm: ScvmId) -> Option<u32> {
-        let orphans = self.servers.get(&scvm).and_then(|s| s.facts).map_or(0, |f| f.orphans);
-        (orphans > 0 && !self.settings.checked_by_storage.contains(&scvm)).then_some(orphans)
+    pub(super) fn is_busy(&self, scvm: ScvmId) -> bool {
+        self.servers.get(&scvm).is_some_and(|s| s.busy_since.is_some())
+    }
+
+    /// Calls at a server that nothing but their end can cover, and no end of them in sight: a planned move from there
+    /// would close admission, wait in vain, and be given up. None: it can be drained.
+    fn undrainable(&self, scvm: ScvmId, now: BootNs) -> Option<String> {
+        let server = self.servers.get(&scvm)?;
+        let facts = server.facts.filter(|_| !self.settings.checked_by_storage.contains(&scvm))?;
+        if facts.orphans > 0 {
+            return Some(format!(
+                "{scvm} had {} calls of this host whose end nobody saw: staying until its server is restarted",
+                facts.orphans
+            ));
+        }
+        // The age is that of anybody's oldest call. One of ours that old has kept this host busy for as long.
+        let busy = server.busy_since.is_some_and(|since| now.since(since) > STUCK_NS);
+        (busy && facts.oldest_call_age_ns > STUCK_NS).then(|| {
+            // Without numbers: said once, not with each reply.
+            format!("{scvm} has a call waiting for more than {} ms: staying until it ends", STUCK_NS / MS)
+        })
     }
 
     /// Before the first login nothing is changed; and every target gets its chance to be heard first.

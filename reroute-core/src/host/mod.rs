@@ -180,6 +180,8 @@ pub struct Machine {
     unknown_to_meta: bool,
     /// No better place is looked for before.
     improve_after: BootNs,
+    /// A planned move is wanted and waits for a moment without calls in progress, since then.
+    quiet_awaited: Option<BootNs>,
     /// Meta refused the target, until when it is not asked for again.
     refused: BTreeMap<ScvmId, BootNs>,
     reported_at: Option<BootNs>,
@@ -237,6 +239,7 @@ impl Machine {
             sessions: BTreeMap::new(),
             unknown_to_meta: false,
             improve_after: now,
+            quiet_awaited: None,
             refused: BTreeMap::new(),
             reported_at: None,
             login,

@@ -71,7 +71,10 @@ impl Machine {
         }
         self.watch_incarnation(path.scvm, &facts, fx);
         self.closed_seen(path.scvm, &facts, now, fx);
-        if news {
+        // A quiet moment is over soon: whoever waited for one takes it now.
+        let quiet = self.quiet_awaited.is_some()
+            && self.login.is_some_and(|l| l.scvm == path.scvm && !self.is_busy(l.scvm));
+        if news || quiet {
             self.decide(now, fx);
         }
     }

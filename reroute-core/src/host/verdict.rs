@@ -40,6 +40,8 @@ pub struct Facts {
     pub in_progress: u32,
     pub orphans: u32,
     pub calls_waiting: u32,
+    /// Of the calls waiting there, of whomever; 0: none waits.
+    pub oldest_call_age_ns: u64,
     pub agent_age_ns: u64,
 }
 
@@ -86,6 +88,8 @@ pub(super) struct ServerState {
     hung: u32,
     well: u32,
     pub well_since: Option<BootNs>,
+    /// Not one reply since then showed this host without calls in progress.
+    pub busy_since: Option<BootNs>,
     /// Why it has failed; empty: it has not.
     pub failed: Vec<Piece>,
 }
@@ -111,6 +115,7 @@ impl ServerState {
         } else if self.well_since.is_none() {
             self.well_since = Some(now);
         }
+        self.busy_since = (facts.in_progress > 0).then(|| self.busy_since.unwrap_or(now));
         let piece = |kind| Piece { kind, path: Some(path), at: now };
         if self.failed.is_empty() {
             if self.not_listening >= CONSECUTIVE {

@@ -246,6 +246,62 @@ fn a_return_that_could_not_be_drained_is_not_begun() {
     assert_eq!(world.asks().len(), 1);
 }
 
+/// At B after a failure of A, which is well again: the return comes 3 s later.
+fn away() -> World {
+    let mut world = World::settled();
+    world.facts(A).listening = false;
+    let (_, _) = world.run_until_asked(SEC);
+    moving(&mut world);
+    world.order(Order::At { scvm: B, epoch: Epoch(2) });
+    world.facts(A).listening = true;
+    world.log.clear();
+    world
+}
+
+#[test]
+fn a_return_is_not_begun_while_a_call_is_stuck() {
+    let mut world = away();
+    world.facts(B).in_progress = 1;
+    world.facts(B).oldest_call_age_ns = 30 * SEC;
+    world.run(10 * SEC);
+    assert_eq!(world.asks(), []);
+    assert!(world.faults().iter().any(|f| f.contains("has a call waiting")), "{:?}", world.faults());
+    // Somebody else's, that one: ours come and go.
+    world.facts(B).in_progress = 0;
+    world.run(20 * MS);
+    world.facts(B).in_progress = 1;
+    world.run(100 * MS);
+    assert_eq!(world.asks().len(), 1);
+
+    let mut world = away();
+    world.facts(B).in_progress = 1;
+    world.facts(B).oldest_call_age_ns = 900 * MS;
+    world.run(10 * SEC);
+    assert!(!world.asks().is_empty(), "busy is not stuck");
+}
+
+#[test]
+fn a_return_takes_a_quiet_moment_or_goes_after_a_second() {
+    let mut world = away();
+    world.facts(B).in_progress = 3;
+    world.run(3500 * MS);
+    assert_eq!(world.asks(), []);
+    world.facts(B).in_progress = 0;
+    world.run(10 * MS);
+    let asked: Vec<BootNs> = asked_at(&world);
+    assert_eq!(asked, [BootNs(world.now.0 + 200_000)], "with the reply that shows it, not a tick later");
+
+    let mut world = away();
+    world.facts(B).in_progress = 3;
+    let (_, took) = world.run_until_asked(10 * SEC);
+    assert!((4 * SEC..4300 * MS).contains(&took), "{took}");
+}
+
+fn asked_at(world: &World) -> Vec<BootNs> {
+    let ask = |e: &Effect| matches!(e, Effect::Meta(ToMeta::Move { .. }));
+    world.log.iter().filter(|(_, e)| ask(e)).map(|(at, _)| *at).collect()
+}
+
 #[test]
 fn a_refused_target_is_not_asked_for_at_once_again() {
     let mut world = World::settled();
