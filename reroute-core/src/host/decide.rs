@@ -98,13 +98,35 @@ impl Machine {
             (Some(to), _) if may_move => self.ask(to, false, reason, pieces, now, fx),
             // No storage target at all: it is this host's storage network. Or Meta cannot be asked.
             (_, Some(to)) => self.change_path(to, reason, pieces, true, now, fx),
-            (None, None) if may_move => {
-                if let Some(to) = self.best(now, |p| p.scvm != login.scvm) {
-                    self.ask(to, false, reason, pieces, now, fx);
+            (None, None) => {
+                let other = self.best(now, |p| p.scvm != login.scvm);
+                match other {
+                    Some(to) if may_move => self.ask(to, false, reason, pieces, now, fx),
+                    _ => self.stays(here, other, now, fx),
                 }
             }
-            _ => self.fault("budget", format!("{reason}, but no move can be asked for now"), fx),
+            (storage, None) => self.stays(here, storage, now, fx),
         }
+    }
+
+    /// The path is lost and there is no way out of it now: says why.
+    fn stays(&mut self, here: Path, target: Option<Path>, now: BootNs, fx: &mut Effects) {
+        let mut causes = Vec::new();
+        if target.is_none() {
+            // Others may be about to be found well, or to be lost too.
+            let heard = self.paths.get(&here).and_then(|s| s.last_reply).unwrap_or(self.started);
+            if now.since(heard) < SEC {
+                return;
+            }
+            causes.push("no other path leads to a server that can take this host");
+        }
+        if !self.meta_is_usable(now) {
+            causes.push("Meta is out of reach");
+        }
+        if self.budget.left(now) == 0 {
+            causes.push("the budget of moves is used up (one more every 10 s)");
+        }
+        self.fault("stays", format!("{here} is lost, but {}", causes.join(", and ")), fx);
     }
 
     /// All is well here. Is there a better place, and has it been well for long enough?
@@ -116,7 +138,7 @@ impl Machine {
         now: BootNs,
         fx: &mut Effects,
     ) {
-        self.faults.remove("budget");
+        self.faults.remove("stays");
         self.faults.remove("move");
         let wait_ns = self.hold_down.wait_ns(now);
         // A place is not left again before the wait either, however well another one was before.

@@ -314,6 +314,43 @@ fn the_budget_ends_path_hunting() {
 }
 
 #[test]
+fn who_stays_on_a_lost_path_says_why() {
+    // No way to A is left, so that only a move helps.
+    let lost = |world: &mut World| world.down.extend([storage(A), management(A)]);
+
+    let mut world = World::settled();
+    world.input(Input::MetaLink { up: false });
+    lost(&mut world);
+    world.run(2 * SEC);
+    let why = |world: &World| world.machine.report(world.now).error.unwrap_or_default();
+    assert_eq!(why(&world), "scvm 1 by storage is lost, but Meta is out of reach");
+
+    let mut world = World::settled();
+    for scvm in [B, C] {
+        world.facts(scvm).enforcing = false;
+    }
+    world.run(200 * MS);
+    lost(&mut world);
+    world.run(500 * MS);
+    assert_eq!(why(&world), "", "not before the others had their time");
+    world.run(2 * SEC);
+    let no_target = "no other path leads to a server that can take this host";
+    assert_eq!(why(&world), format!("scvm 1 by storage is lost, but {no_target}"));
+    assert_eq!(world.faults().len(), 1, "said once");
+
+    let mut world = World::settled();
+    for _ in 0..4 {
+        world.machine.budget.spend(world.now);
+    }
+    lost(&mut world);
+    world.run(2 * SEC);
+    assert!(why(&world).ends_with("but the budget of moves is used up (one more every 10 s)"));
+    assert_eq!(world.asks(), []);
+    world.run(10 * SEC);
+    assert!(!world.asks().is_empty());
+}
+
+#[test]
 fn a_restart_in_place_resets_the_sockets() {
     let mut world = World::settled();
     world.facts(A).server = Incarnation(2);
