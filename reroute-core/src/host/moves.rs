@@ -7,6 +7,9 @@ use super::phase::{Arriving, LettingGo, Moving, Phase, Trip};
 use super::route::NextStep;
 use super::*;
 
+/// A move given up within this has cost no connection anything: TCP has not even sent again.
+const HARMLESS_NS: u64 = 200 * MS;
+
 impl Machine {
     /// The newest epoch that Meta is known to have given out for this host.
     fn newest_epoch(&self) -> Epoch {
@@ -56,9 +59,10 @@ impl Machine {
             return;
         }
         let ask = self.phase.ask().filter(|ask| ask.to.scvm == to).cloned();
-        let mut letting_go = match std::mem::replace(&mut self.phase, Phase::Settled) {
-            Phase::Moving(before) => before.letting_go,
-            _ => BTreeMap::new(),
+        // Since when nobody has served this host: another target, or the way back, is the same story.
+        let (mut letting_go, since) = match std::mem::replace(&mut self.phase, Phase::Settled) {
+            Phase::Moving(before) => (before.letting_go, before.since),
+            _ => (BTreeMap::new(), now),
         };
         let go = |epoch| LettingGo { epoch, closed: false, idle_told_at: None, idle_taken: false };
         if let Some(from) = from {
@@ -74,15 +78,8 @@ impl Machine {
         self.released = self.released.max((from_epoch.0 > 0).then_some(from_epoch));
         self.released = self.released.max(self.login.map(|l| l.epoch));
         self.released_before_start = false;
-        self.phase = Phase::Moving(Moving {
-            to,
-            epoch,
-            letting_go,
-            from_epoch,
-            since: now,
-            released_told: false,
-            ask,
-        });
+        self.phase =
+            Phase::Moving(Moving { to, epoch, letting_go, from_epoch, since, released_told: false, ask });
         let login = self.login;
         let record = Record {
             epoch: login.map_or(from_epoch, |l| l.epoch.max(from_epoch)),
@@ -139,6 +136,11 @@ impl Machine {
             }
             return self.confirmed(login, now, fx);
         }
+        // A former instance's release is older than this one.
+        let harmless = match &self.phase {
+            Phase::Moving(moving) => now.since(moving.since) < HARMLESS_NS,
+            _ => !self.released_before_start,
+        };
         let (since, reason, wish) = match &self.phase {
             Phase::Moving(moving) => (
                 moving.since,
@@ -168,7 +170,13 @@ impl Machine {
                 // Not at once again: whatever held the drain up is still there.
                 self.hold_down.departed(now);
                 self.improve_after = now.plus(self.hold_down.wait_ns(now).max(10 * SEC));
-                self.has_arrived(epoch, path, now, fx);
+                if harmless {
+                    self.has_arrived(epoch, path, now, fx);
+                } else {
+                    // What was sent meanwhile was dropped there: the client's TCP tries again ever more rarely by
+                    // now, and a new connection is at once.
+                    self.go(Trip { path, reason, since, login_is_new: true, keep: None }, now, fx);
+                }
             }
             _ => {
                 let path = self.path_to(scvm, wish);

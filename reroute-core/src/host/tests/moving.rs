@@ -169,6 +169,27 @@ fn a_planned_move_given_up_changes_no_route() {
 }
 
 #[test]
+fn after_a_long_vain_drain_the_client_connects_anew() {
+    let mut world = World::settled();
+    world.facts(A).in_progress = 1;
+    moving(&mut world);
+    world.run(2 * SEC);
+    // As Meta gives up: back to where it was, at an epoch of its own.
+    world.order(Order::Moving { from: Some(A), from_epoch: Epoch(1), to: A, epoch: Epoch(3) });
+    world.run(20 * MS);
+    world.log.clear();
+    world.order(Order::At { scvm: A, epoch: Epoch(3) });
+    world.run(20 * MS);
+    assert_eq!((world.routes(), world.resets()), (vec![], vec![None]));
+    assert_eq!(world.flags(A), [(PulseFlag::Affirm, Epoch(3))].into());
+    let told: Vec<String> = story(&world).into_iter().filter(|l| !l.starts_with("Persist")).collect();
+    assert_eq!(told, ["Reset None", "Affirm 1 3", "Arrived 3 storage", "Affirm 1 3"]);
+    let journal = |e: &Effect| matches!(e, Effect::Journal(Event::SocketsReset { .. }));
+    assert_eq!(world.log.iter().filter(|(_, e)| journal(e)).count(), 1);
+    assert!(world.machine.report(world.now).last_move_gap_ns.unwrap() >= 2 * SEC);
+}
+
+#[test]
 fn a_target_that_fails_meanwhile_is_replaced() {
     let mut world = World::settled();
     world.facts(A).listening = false;
