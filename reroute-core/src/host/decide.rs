@@ -1,14 +1,18 @@
 //! Stay, change the path to the same server, or ask Meta for a move.
 
 use super::choice::rank;
+use super::moves::has_no_session;
 use super::path::STREAK;
-use super::phase::{Ask, Moving, Phase, Trip};
+use super::phase::{Ask, LettingGo, Moving, Phase, Trip};
 use super::*;
 
 /// A question without a visible consequence is asked again after this.
 const ANSWER_NS: u64 = SEC;
 /// ... and after this, when its target is no longer fit.
 const TARGET_GONE_NS: u64 = 100 * MS;
+/// A move whose fence is not known to be proven may wait for the lease of a dead server's host to run out (8 s without
+/// its agent, and drift): no target would be quicker before.
+const FENCE_NS: u64 = 10 * SEC;
 /// A call that waits for longer has nobody to wait for its end: its connection is dead, or its server hangs.
 const STUCK_NS: u64 = SEC;
 /// A planned move waits for a moment without calls in progress, but not for longer than this.
@@ -25,10 +29,8 @@ impl Machine {
         }
         match &self.phase {
             Phase::Moving(moving) => {
-                if self.has_failed(moving.to) {
-                    let moving = moving.clone();
-                    self.redirect(moving, now, fx);
-                }
+                let moving = moving.clone();
+                self.redirect(moving, now, fx);
                 return;
             }
             Phase::Asked(ask) => {
@@ -215,16 +217,48 @@ impl Machine {
         }
     }
 
-    /// The target of a move under way has failed: ask for another one.
+    /// A move under way whose target does not take this host: asks for another one, or for the same once more.
     fn redirect(&mut self, moving: Moving, now: BootNs, fx: &mut Effects) {
-        if moving.ask.as_ref().is_some_and(|a| a.to.scvm != moving.to && now.since(a.at) < ANSWER_NS)
-            || !self.meta_is_usable(now)
-        {
+        if moving.asked_at.is_some_and(|at| now.since(at) < ANSWER_NS) || !self.meta_is_usable(now) {
             return;
         }
-        let Some(to) = self.best(now, |p| p.scvm != moving.to) else { return };
-        let pieces = self.servers.get(&moving.to).map(|s| s.failed.clone()).unwrap_or_default();
-        self.ask(to, false, format!("{} failed while moving there", moving.to), pieces, now, fx);
+        let target = moving.to;
+        let failed = self.has_failed(target);
+        let refused = self.refused.get(&target).is_some_and(|until| now < *until);
+        let patience = if moving.is_open() { ANSWER_NS } else { FENCE_NS };
+        let reason = if failed {
+            format!("{target} failed while moving there")
+        } else if moving.target_lost {
+            format!("Meta has no session with {target} while moving there")
+        } else if refused {
+            format!("{target} could not take this host")
+        } else if !moving.planned && !self.drains(&moving) && now.since(moving.news_at) >= patience {
+            format!("nothing came of the move to {target} in {} ms", patience / MS)
+        } else {
+            return;
+        };
+        // A target that refuses is asked for only after the fence: nothing more is gained by force.
+        let planned = moving.planned && !failed && !moving.target_lost;
+        if let Some(to) = self.best(now, |p| p.scvm != target) {
+            let pieces = self.servers.get(&target).map(|s| s.failed.clone()).unwrap_or_default();
+            self.ask(to, planned, reason, pieces, now, fx);
+        } else if !failed && !moving.target_lost {
+            // None other is fit. At a new epoch this one may be able to admit.
+            let wish = moving.ask.as_ref().map(|ask| ask.to);
+            self.ask(self.path_to(target, wish), planned, reason, Vec::new(), now, fx);
+        }
+    }
+
+    /// A server that this host lets go of is there and still works on its calls, or this host has not let go itself:
+    /// that is what the move waits for, and it would wait with any target.
+    fn drains(&self, moving: &Moving) -> bool {
+        let works = |(scvm, going): (&ScvmId, &LettingGo)| {
+            let facts = self.servers.get(scvm).filter(|s| s.failed.is_empty()).and_then(|s| s.facts);
+            *scvm != moving.to
+                && !going.idle_taken
+                && facts.is_some_and(|f| f.in_progress > 0 || f.orphans > 0)
+        };
+        !moving.released_told || moving.letting_go.iter().any(works)
     }
 
     fn ask(
@@ -260,7 +294,11 @@ impl Machine {
         }));
         let ask = Ask { to, from_epoch, planned, reason, pieces, at: now };
         match &mut self.phase {
-            Phase::Moving(moving) => moving.ask = Some(ask),
+            Phase::Moving(moving) => {
+                moving.ask = Some(ask);
+                moving.asked_at = Some(now);
+                moving.news_at = now;
+            }
             phase => *phase = Phase::Asked(ask),
         }
     }
@@ -306,7 +344,7 @@ impl Machine {
         let session = self.sessions.get(&path.scvm);
         self.is_usable(path, now)
             && self.servers.get(&path.scvm).and_then(|s| s.facts).is_some_and(|f| f.is_well() && f.enforcing)
-            && !matches!(session, Some(SessionState::Lost | SessionState::Absent))
+            && !has_no_session(session)
             && self.refused.get(&path.scvm).is_none_or(|until| now >= *until)
     }
 

@@ -28,6 +28,9 @@ impl Machine {
         match order {
             Order::View { view } => {
                 self.sessions = view.sessions.iter().map(|s| (s.scvm, s.state)).collect();
+                if let Phase::Moving(moving) = &mut self.phase {
+                    moving.target_lost = has_no_session(self.sessions.get(&moving.to));
+                }
                 self.unknown_to_meta = !view.logins.iter().any(|l| l.login.host == self.settings.host);
             }
             Order::Moving { from, from_epoch, to, epoch } => {
@@ -59,27 +62,50 @@ impl Machine {
             return;
         }
         let ask = self.phase.ask().filter(|ask| ask.to.scvm == to).cloned();
-        // Since when nobody has served this host: another target, or the way back, is the same story.
-        let (mut letting_go, since) = match std::mem::replace(&mut self.phase, Phase::Settled) {
-            Phase::Moving(before) => (before.letting_go, before.since),
-            _ => (BTreeMap::new(), now),
-        };
         let go = |epoch| LettingGo { epoch, closed: false, idle_told_at: None, idle_taken: false };
+        // Since when nobody has served this host: another target, or the way back, is the same story.
+        let (mut letting_go, since, departed) = match std::mem::replace(&mut self.phase, Phase::Settled) {
+            Phase::Moving(before) => {
+                let mut letting_go = before.letting_go;
+                if before.to != to {
+                    // It may have admitted this host without anybody having heard of it.
+                    letting_go.insert(before.to, go(before.epoch));
+                    self.released = self.released.max(Some(before.epoch));
+                }
+                (letting_go, before.since, !before.planned)
+            }
+            _ => (BTreeMap::new(), now, false),
+        };
+        // A server need not be shut for itself to open.
+        letting_go.remove(&to);
         if let Some(from) = from {
             letting_go.insert(from, go(from_epoch));
         }
         if let Some(login) = self.login {
             letting_go.entry(login.scvm).or_insert(go(login.epoch));
         }
+        // Meta, which has just taken it as a target, knows better.
+        self.refused.remove(&to);
         self.budget.spend(now);
-        if ask.as_ref().is_some_and(|ask| !ask.planned) {
+        if ask.as_ref().is_some_and(|ask| !ask.planned) && !departed {
             self.hold_down.departed(now);
         }
         self.released = self.released.max((from_epoch.0 > 0).then_some(from_epoch));
         self.released = self.released.max(self.login.map(|l| l.epoch));
         self.released_before_start = false;
-        self.phase =
-            Phase::Moving(Moving { to, epoch, letting_go, from_epoch, since, released_told: false, ask });
+        self.phase = Phase::Moving(Moving {
+            to,
+            epoch,
+            letting_go,
+            from_epoch,
+            since,
+            released_told: false,
+            planned: ask.as_ref().is_some_and(|ask| ask.planned),
+            ask,
+            target_lost: false,
+            asked_at: None,
+            news_at: now,
+        });
         let login = self.login;
         let record = Record {
             epoch: login.map_or(from_epoch, |l| l.epoch.max(from_epoch)),
@@ -122,6 +148,17 @@ impl Machine {
         if facts.is_idle_for(epoch) && moving.released_told && !told {
             letting_go.idle_told_at = Some(now);
             fx.push(Effect::Meta(ToMeta::FencedByPulse { scvm, epoch }));
+        }
+    }
+
+    /// Meta knows that this server is shut, or does not wait for it.
+    fn fence_known(&mut self, scvm: ScvmId, epoch: Epoch, now: BootNs) {
+        if let Phase::Moving(moving) = &mut self.phase
+            && let Some(going) = moving.letting_go.get_mut(&scvm)
+            && going.epoch == epoch
+            && !std::mem::replace(&mut going.idle_taken, true)
+        {
+            moving.news_at = now;
         }
     }
 
@@ -267,8 +304,15 @@ impl Machine {
     }
 
     fn move_refused(&mut self, to: ScvmId, error: Refusal, now: BootNs, fx: &mut Effects) {
+        if let (Phase::Moving(moving), Refusal::MoveInProgress { epoch, .. }) = (&self.phase, &error)
+            && moving.to == to
+            && moving.epoch == *epoch
+        {
+            return; // asked whether it goes on: it does
+        }
         self.fault("move", format!("the move to {to} was refused: {error}"), fx);
-        if let Refusal::TargetNotReady { .. } | Refusal::UnknownScvm { .. } = error {
+        let unfit = matches!(error, Refusal::TargetNotReady { .. } | Refusal::UnknownScvm { .. });
+        if unfit {
             self.refused.insert(to, now.plus(SEC));
         }
         if let Refusal::StaleEpoch { .. } | Refusal::MoveToSelf { .. } = error {
@@ -276,7 +320,12 @@ impl Machine {
         }
         match &mut self.phase {
             Phase::Asked(ask) if ask.to.scvm == to => self.phase = Phase::Settled,
-            Phase::Moving(moving) if moving.to != to => moving.ask = None,
+            Phase::Moving(moving) if moving.to != to => {
+                moving.ask = None;
+                if unfit {
+                    moving.asked_at = None; // the next one is another
+                }
+            }
             _ => {}
         }
     }
@@ -302,13 +351,7 @@ impl Machine {
                     ToMeta::HostReport { .. } => {
                         self.faults.remove("refused");
                     }
-                    ToMeta::FencedByPulse { scvm, epoch } => {
-                        if let Phase::Moving(moving) = &mut self.phase
-                            && let Some(going) = moving.letting_go.get_mut(&scvm)
-                        {
-                            going.idle_taken |= going.epoch == epoch;
-                        }
-                    }
+                    ToMeta::FencedByPulse { scvm, epoch } => self.fence_known(scvm, epoch, now),
                     _ => {}
                 }
                 return;
@@ -326,12 +369,20 @@ impl Machine {
         match message {
             ToMeta::Move { to, .. } => self.move_refused(to, refused, now, fx),
             ToMeta::Arrived { .. } => self.arrived = None,
+            // A server that was never told to admit, say.
+            ToMeta::FencedByPulse { scvm, epoch } if matches!(refused, Refusal::StaleEpoch { .. }) => {
+                self.fence_known(scvm, epoch, now);
+            }
             other => {
                 let what = format!("Meta refused {}: {refused}", name(&other));
                 self.fault("refused", what, fx);
             }
         }
     }
+}
+
+pub(super) fn has_no_session(state: Option<&SessionState>) -> bool {
+    matches!(state, Some(SessionState::Lost | SessionState::Absent))
 }
 
 fn name(message: &ToMeta) -> &'static str {

@@ -33,6 +33,21 @@ pub(super) struct Moving {
     pub released_told: bool,
     /// The question behind this move, or a newer one because its target failed.
     pub ask: Option<Ask>,
+    /// Meta itself ends a planned one that comes to nothing.
+    pub planned: bool,
+    /// By a view of Meta since the move began, the target has no session.
+    pub target_lost: bool,
+    /// The last question to Meta since the move began.
+    pub asked_at: Option<BootNs>,
+    /// The last thing that was seen to bring the move on: its begin, a fence that Meta knows of, a question.
+    pub news_at: BootNs,
+}
+
+impl Moving {
+    /// Every server that served before is known to be shut, and Meta knows it: only the target is waited for.
+    pub fn is_open(&self) -> bool {
+        self.released_told && self.letting_go.iter().all(|(scvm, l)| *scvm == self.to || l.idle_taken)
+    }
 }
 
 /// A way that Meta has acknowledged, or that needs no acknowledgement.

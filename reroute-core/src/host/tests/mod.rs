@@ -4,6 +4,7 @@ mod faults;
 mod moving;
 mod random;
 mod routes;
+mod targets;
 
 use super::*;
 use std::collections::BTreeSet;

@@ -2,7 +2,7 @@
 
 use super::*;
 
-fn moving(world: &mut World) {
+pub(super) fn moving(world: &mut World) {
     world.order(Order::Moving { from: Some(A), from_epoch: Epoch(1), to: B, epoch: Epoch(2) });
 }
 
@@ -187,23 +187,6 @@ fn after_a_long_vain_drain_the_client_connects_anew() {
     let journal = |e: &Effect| matches!(e, Effect::Journal(Event::SocketsReset { .. }));
     assert_eq!(world.log.iter().filter(|(_, e)| journal(e)).count(), 1);
     assert!(world.machine.report(world.now).last_move_gap_ns.unwrap() >= 2 * SEC);
-}
-
-#[test]
-fn a_target_that_fails_meanwhile_is_replaced() {
-    let mut world = World::settled();
-    world.facts(A).listening = false;
-    world.run(50 * MS);
-    moving(&mut world);
-    world.log.clear();
-    world.facts(B).listening = false;
-    world.run(100 * MS);
-    let asks = world.asks();
-    assert!(matches!(asks[..], [ToMeta::Move { from_epoch: Epoch(2), to: C, .. }]), "{asks:?}");
-    world.order(Order::Moving { from: Some(B), from_epoch: Epoch(2), to: C, epoch: Epoch(3) });
-    world.run(20 * MS);
-    world.order(Order::At { scvm: C, epoch: Epoch(3) });
-    assert_eq!(world.routes(), [storage(C)]);
 }
 
 #[test]
