@@ -58,7 +58,13 @@ pub enum MetaReply {
     /// Taken in; what comes of it comes by push.
     Ok { term: Term },
     /// To SessionOpen: the session holds in this term; serve exactly these.
-    Session { term: Term, logins: Vec<(HostId, Epoch)> },
+    Session {
+        term: Term,
+        logins: Vec<(HostId, Epoch)>,
+        /// Number of the last order sent to this SCVM before this session: what it ordered up to there holds no more.
+        #[serde(default)]
+        orders_to: u64,
+    },
     /// Nothing was changed.
     Refused { error: Refusal },
 }

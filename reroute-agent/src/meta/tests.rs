@@ -99,7 +99,7 @@ impl Agent {
     async fn open_session(&self) -> (Term, Vec<(HostId, Epoch)>) {
         let msg = ToMeta::SessionOpen { boot: Incarnation(1), health: well() };
         match self.send(msg).await {
-            MetaReply::Session { term, logins } => (term, logins),
+            MetaReply::Session { term, logins, .. } => (term, logins),
             other => panic!("{other:?}"),
         }
     }

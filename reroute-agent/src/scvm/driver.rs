@@ -282,7 +282,7 @@ impl Driver {
                 if let Order::View { view } = &line.order {
                     self.view = Some(view.clone());
                 }
-                self.feed(Input::Order { term: line.term, order: line.order });
+                self.feed(Input::Order { term: line.term, seq: line.seq, order: line.order });
             }
             LinkEvent::Up { address } => tracing::info!(%address, "push stream from Meta"),
             LinkEvent::Down { address, why } => {

@@ -42,7 +42,11 @@ impl SessionMaster {
         match msg {
             ToMeta::SessionOpen { boot: _, health } => {
                 self.renew(scvm, incarnation, health, now);
-                Ok(MetaReply::Session { term: self.settings.term, logins: self.logins_of(scvm) })
+                Ok(MetaReply::Session {
+                    term: self.settings.term,
+                    logins: self.logins_of(scvm),
+                    orders_to: 0,
+                })
             }
             ToMeta::KeepAlive { term, health } => {
                 self.judge(scvm, now);

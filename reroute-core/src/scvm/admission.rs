@@ -40,8 +40,6 @@ pub struct Admission {
     words: BTreeMap<HostId, Word>,
     /// The highest epoch a fence was asked for: nothing up to it is admitted any more, whatever comes late.
     fenced: BTreeMap<HostId, Epoch>,
-    /// When an order of Meta was last carried out.
-    ordered_at: BTreeMap<HostId, (Epoch, BootNs)>,
     pending: BTreeMap<HostId, Pending>,
     preparing: BTreeMap<HostId, Preparing>,
     /// The epoch file as it stands; `None`: not known.
@@ -68,10 +66,6 @@ impl Admission {
         let fenced = self.fenced.entry(host).or_default();
         *fenced = epoch.max(*fenced);
     }
-    /// Admitted by an order at or after `since`: a list made before that cannot know.
-    pub fn ordered_since(&self, host: HostId, epoch: Epoch, since: BootNs) -> bool {
-        self.ordered_at.get(&host).is_some_and(|&(e, at)| e == epoch && at >= since)
-    }
 
     fn closed(&self, host: HostId, epoch: Epoch) -> Option<String> {
         let word = self.word(host);
@@ -96,9 +90,6 @@ impl Admission {
         outbox: &mut Outbox,
         out: &mut Vec<Effect>,
     ) {
-        if ordered {
-            self.ordered_at.insert(host, (epoch, now));
-        }
         if let Some(error) = self.closed(host, epoch) {
             return refuse(host, epoch, error, now, outbox, out);
         }
@@ -112,6 +103,14 @@ impl Admission {
                 let pending = Pending { epoch, ordered, asked: false, retry_at: None, tries: 0 };
                 self.pending.insert(host, pending);
             }
+        }
+    }
+
+    /// The session they belong to is over: Meta may go on without this server before they reach the kernel.
+    pub fn forget_pending(&mut self, now: BootNs, out: &mut Vec<Effect>) {
+        for (host, Pending { epoch, .. }) in std::mem::take(&mut self.pending) {
+            let what = format!("{host} not admitted at {epoch}: the session with Meta ended meanwhile");
+            out.push(Effect::Journal { at: now, event: Event::Fault { what } });
         }
     }
 

@@ -150,8 +150,10 @@ pub enum Input {
         on: bool,
         actor: String,
     },
+    /// `seq` counts up per term.
     Order {
         term: Term,
+        seq: u64,
         order: Order,
     },
     Reply {

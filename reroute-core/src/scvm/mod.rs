@@ -216,7 +216,7 @@ impl Scvm {
                 }
             }
             Input::Bypass { on, actor } => self.switch_bypass(on, actor, now, out),
-            Input::Order { term, order } => self.order(term, order, now, out),
+            Input::Order { term, seq, order } => self.order(term, seq, order, now, out),
             Input::Reply { tag: Tag::Answer { id }, reply } => self.outbox.reply(id, reply, now, out),
             Input::Reply { tag, reply } => {
                 if let Some(logins) = self.session.reply(&self.settings, tag, reply, now, out) {
@@ -277,6 +277,9 @@ impl Scvm {
             out.push(Effect::PersistBypass { on: self.bypass });
         }
         self.each_revoke(|r, world, outbox, out| r.tick(world, now, outbox, out), out);
+        if self.session.live(&self.settings, now).is_none() {
+            self.admission.forget_pending(now, out);
+        }
         self.admission.tick(now, out);
         self.server.tick(now, out);
         self.outbox.tick(now, out);

@@ -4,7 +4,6 @@ use super::Scvm;
 use super::io::*;
 use super::outbox;
 use super::revoke::{Revoke, Stage};
-use super::session::Logins;
 use crate::ids::*;
 use crate::proto::{Order, ToMeta};
 use crate::timeline::Event;
@@ -12,12 +11,26 @@ use reroute_common::admission::{Word, rank};
 use std::collections::{BTreeMap, BTreeSet};
 
 impl Scvm {
-    pub(super) fn order(&mut self, term: Term, order: Order, now: BootNs, out: &mut Vec<Effect>) {
+    pub(super) fn order(&mut self, term: Term, seq: u64, order: Order, now: BootNs, out: &mut Vec<Effect>) {
         if !self.session.hear(term, now) {
             let newest = self.session.newest_term();
             let what = format!("order of a leader whose {term} is over ({newest} is known): {order:?}");
             out.push(Effect::Journal { at: now, event: Event::Fault { what } });
             return;
+        }
+        // An order to open may have waited in a buffer while this node was stunned or cut off, and Meta may have gone
+        // on without it. Meta repeats what still holds under new numbers. A revoke is obeyed however late.
+        if matches!(order, Order::Prepare { .. } | Order::Admit { .. }) {
+            let why = match self.session.live(&self.settings, now) {
+                None => "that came while no session with Meta is open",
+                Some(live) if (term, seq) <= live => "from before the session that is open now",
+                Some(_) => "",
+            };
+            if !why.is_empty() {
+                let what = format!("order {why} is ignored: {order:?}");
+                out.push(Effect::Journal { at: now, event: Event::Fault { what } });
+                return;
+            }
         }
         match order {
             Order::Prepare { host, epoch } => {
@@ -77,8 +90,8 @@ impl Scvm {
 
     /// A session has opened: serve whom Meta names. Who is not named was perhaps moved while our lease had run out;
     /// unless the host itself affirms this server, the word is closed before the lease opens it again.
-    pub(super) fn serve(&mut self, session: Logins, now: BootNs, out: &mut Vec<Effect>) {
-        let named: BTreeMap<HostId, Epoch> = session.logins.iter().copied().collect();
+    pub(super) fn serve(&mut self, logins: Vec<(HostId, Epoch)>, now: BootNs, out: &mut Vec<Effect>) {
+        let named: BTreeMap<HostId, Epoch> = logins.iter().copied().collect();
         let mut unnamed = BTreeSet::new();
         for (&host, &word) in self.admission.words() {
             let epoch = Epoch(word.epoch());
@@ -88,7 +101,6 @@ impl Scvm {
                 && named.get(&host) != Some(&epoch)
                 && self.session.lapsed(client.is_none_or(|c| c.has_agent), now)
                 && !affirmed
-                && !self.admission.ordered_since(host, epoch, session.asked_at)
             {
                 unnamed.insert((host, epoch));
             }
@@ -96,7 +108,7 @@ impl Scvm {
         for &(host, epoch) in &unnamed {
             self.admission.close(host, epoch);
         }
-        for (host, epoch) in session.logins {
+        for (host, epoch) in logins {
             if self.admission.word(host) != Word::new(epoch.0, rank::ADMITTED) {
                 self.admit(host, epoch, false, now, out);
             }

@@ -31,10 +31,12 @@ pub enum State {
         term: Term,
         lease_from: BootNs,
         fences: BTreeMap<(HostId, Epoch), Option<BootNs>>,
+        orders_to: u64,
     },
     Open {
         session: u64,
         term: Term,
+        orders_to: u64,
     },
 }
 
@@ -51,13 +53,6 @@ pub struct Session {
     last_sent: BootNs,
     told: Option<ServerHealth>,
     problem: Option<String>,
-}
-
-/// What Meta's Session reply asks of the rest.
-pub struct Logins {
-    /// Stamp of the SessionOpen it answers.
-    pub asked_at: BootNs,
-    pub logins: Vec<(HostId, Epoch)>,
 }
 
 /// The part of health that is news.
@@ -110,6 +105,20 @@ impl Session {
         now >= if has_agent { self.deadline } else { self.deadline_no_agent }
     }
 
+    /// The session that holds now: its term, and the number of the last order before it. An open one whose lease has
+    /// run out is none, even if nobody has had time to close it: Meta may have passed this server over.
+    pub fn live(&self, settings: &Settings, now: BootNs) -> Option<(Term, u64)> {
+        match self.state {
+            State::Settling { term, orders_to, lease_from, .. }
+                if now < lease_from.plus(settings.session_ns) =>
+            {
+                Some((term, orders_to))
+            }
+            State::Open { term, orders_to, .. } if now < self.deadline => Some((term, orders_to)),
+            _ => None,
+        }
+    }
+
     /// Something of `term` was heard from Meta. False: it is of a term that is over.
     pub fn hear(&mut self, term: Term, now: BootNs) -> bool {
         if term < self.newest_term {
@@ -156,7 +165,7 @@ impl Session {
                     msg: ToMeta::SessionOpen { boot: settings.boot, health: health.clone() },
                 });
             }
-            State::Settling { session, term, .. } | State::Open { session, term } => {
+            State::Settling { session, term, .. } | State::Open { session, term, .. } => {
                 let news =
                     self.told.as_ref() != Some(&gist(health)) && now.since(self.last_sent) >= NEWS_GAP_NS;
                 if now >= self.next_keepalive || news {
@@ -181,7 +190,7 @@ impl Session {
         reply: Outcome<MetaReply>,
         now: BootNs,
         out: &mut Vec<Effect>,
-    ) -> Option<Logins> {
+    ) -> Option<Vec<(HostId, Epoch)>> {
         match tag {
             Tag::Open { session, sent_at } => {
                 if self.state != (State::Opening { session, sent_at }) {
@@ -191,7 +200,9 @@ impl Session {
             }
             Tag::KeepAlive { session, term, sent_at } => {
                 let current = match self.state {
-                    State::Settling { session, term, .. } | State::Open { session, term } => (session, term),
+                    State::Settling { session, term, .. } | State::Open { session, term, .. } => {
+                        (session, term)
+                    }
                     _ => return None,
                 };
                 if current == (session, term) {
@@ -211,15 +222,16 @@ impl Session {
         reply: Outcome<MetaReply>,
         now: BootNs,
         out: &mut Vec<Effect>,
-    ) -> Option<Logins> {
+    ) -> Option<Vec<(HostId, Epoch)>> {
         let problem = match reply {
-            Ok(MetaReply::Session { term, logins }) if term >= self.newest_term => {
+            Ok(MetaReply::Session { term, logins, orders_to }) if term >= self.newest_term => {
                 self.newest_term = term;
-                self.state = State::Settling { session, term, lease_from: sent_at, fences: BTreeMap::new() };
+                let fences = BTreeMap::new();
+                self.state = State::Settling { session, term, lease_from: sent_at, fences, orders_to };
                 self.next_keepalive = sent_at.plus(settings.keepalive_ns);
                 self.last_sent = sent_at;
                 self.problem = None;
-                return Some(Logins { asked_at: sent_at, logins });
+                return Some(logins);
             }
             Ok(MetaReply::Session { term, .. }) => {
                 self.close(now.plus(settings.keepalive_ns));
@@ -325,11 +337,11 @@ impl Session {
     }
 
     fn settled(&mut self, settings: &Settings, now: BootNs, out: &mut Vec<Effect>) {
-        if let State::Settling { session, term, lease_from, fences } = &self.state
+        if let State::Settling { session, term, lease_from, fences, orders_to } = &self.state
             && fences.is_empty()
         {
-            let (session, term, lease_from) = (*session, *term, *lease_from);
-            self.state = State::Open { session, term };
+            let lease_from = *lease_from;
+            self.state = State::Open { session: *session, term: *term, orders_to: *orders_to };
             self.renew(settings, lease_from, now, out);
         }
     }

@@ -80,7 +80,7 @@ impl World {
             return;
         }
         match reply {
-            MetaReply::Session { term, logins } => {
+            MetaReply::Session { term, logins, .. } => {
                 if s.term.is_some_and(|t| t > term) {
                     return;
                 }

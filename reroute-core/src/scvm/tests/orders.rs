@@ -234,3 +234,62 @@ fn a_bypass_is_persisted_recorded_and_set_whatever_meta_does() {
     node.feed(Input::Tick);
     assert_eq!(node.kernel.mode, Some(Mode::Bypass), "over a restart");
 }
+
+fn faults(node: &Node, word: &str) -> usize {
+    node.did(|e| matches!(e, Effect::Journal { event: Event::Fault { what }, .. } if what.contains(word)))
+}
+
+#[test]
+fn an_order_to_open_from_before_the_session_is_ignored_and_a_later_one_is_not() {
+    let mut node = Node::up(FencePolicy::Wait);
+    // Sent, but still on its way when the session is lost; the next one is opened over another network.
+    node.seq += 1;
+    let late = node.seq;
+    node.pass(600 * MS, false);
+    node.open(&[]);
+    node.mail.clear();
+    let term = TERM;
+    for order in [Order::Prepare { host: X, epoch: Epoch(2) }, Order::Admit { host: X, epoch: Epoch(2) }] {
+        node.feed(Input::Order { term, seq: late, order });
+    }
+    node.run(100 * MS);
+    assert_eq!(node.word(X), Word::NONE);
+    assert!(node.answers().is_empty() && node.epochs.is_empty());
+    assert_eq!(faults(&node, "before the session"), 2);
+    node.feed(Input::Order {
+        term,
+        seq: late,
+        order: Order::Revoke { host: Y, epoch: Epoch(1), planned: false },
+    });
+    assert_eq!(node.word(Y), Word::new(1, rank::FENCED), "a revoke is obeyed however late");
+    admit(&mut node, 2);
+    assert_eq!(admitted(&node), [(Epoch(2), None)], "Meta repeats what still holds");
+}
+
+#[test]
+fn nothing_is_opened_while_no_session_is_open() {
+    let mut node = Node::up(FencePolicy::Wait);
+    // Stunned for a second: the order is the first thing seen after it, before any tick could close the session.
+    node.now = node.now.plus(SEC);
+    admit(&mut node, 2);
+    assert_eq!(node.word(X), Word::NONE);
+    assert_eq!(faults(&node, "no session"), 1);
+    admit(&mut node, 3);
+    assert_eq!(node.word(X), Word::NONE, "nor while it is being opened");
+    node.order(Order::Revoke { host: X, epoch: Epoch(3), planned: false });
+    assert_eq!(node.word(X), Word::new(3, rank::FENCED));
+}
+
+#[test]
+fn an_admission_that_waits_for_the_disk_ends_with_its_session() {
+    let mut node = Node::up(FencePolicy::Wait);
+    node.broken.insert(Part::Epochs);
+    admit(&mut node, 2);
+    node.now = node.now.plus(SEC);
+    node.broken.clear();
+    node.pass(50 * MS, false);
+    node.open(&[]);
+    node.run(100 * MS);
+    assert_eq!(node.word(X), Word::NONE);
+    assert_eq!(faults(&node, "ended meanwhile"), 1);
+}

@@ -18,6 +18,8 @@ enum Step {
     Prepare(HostId, u64),
     Revoke(HostId, u64, bool),
     Admit(HostId, u64),
+    /// A copy with a number of so many orders ago.
+    LateAdmit(HostId, u64, u64),
     Break(Part),
     Mend,
     Calls(HostId, u32, u32),
@@ -66,6 +68,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (host(), 1..6u64).prop_map(|(h, e)| Step::Prepare(h, e)),
         4 => (host(), 1..6u64, any::<bool>()).prop_map(|(h, e, p)| Step::Revoke(h, e, p)),
         4 => (host(), 1..6u64).prop_map(|(h, e)| Step::Admit(h, e)),
+        2 => (host(), 1..6u64, 0..6u64).prop_map(|(h, e, ago)| Step::LateAdmit(h, e, ago)),
         1 => part().prop_map(Step::Break),
         2 => Just(Step::Mend),
         3 => (host(), 0..3u32, 0..2u32).prop_map(|(h, c, o)| Step::Calls(h, c, o)),
@@ -100,6 +103,9 @@ struct Trial {
     granted: BTreeSet<BootNs>,
     last_open: u64,
     affirmed: BTreeMap<HostId, BootNs>,
+    /// What Meta has asked to be opened since the last session began, and its last order before that.
+    allowed: BTreeSet<(HostId, Epoch)>,
+    orders_to: u64,
 }
 
 impl Trial {
@@ -120,6 +126,8 @@ impl Trial {
             granted: BTreeSet::new(),
             last_open: 0,
             affirmed: BTreeMap::new(),
+            allowed: BTreeSet::new(),
+            orders_to: 0,
         };
         trial.feed(Input::ServerSeen { pid: PID, incarnation: SERVER });
         trial
@@ -163,6 +171,12 @@ impl Trial {
                 let fenced = self.fences_asked.get(host).copied().unwrap_or_default();
                 assert!(*epoch > fenced, "{host} admitted at {epoch} after a fence of {fenced}");
                 assert_eq!(self.node.epochs.get(host), Some(epoch), "admitted before it was published");
+                assert!(
+                    self.allowed.contains(&(*host, *epoch)),
+                    "{host} admitted at {epoch}: not asked for now"
+                );
+                let open = self.node.machine.session.live(&self.node.machine.settings, now);
+                assert!(open.is_some(), "{host} admitted at {epoch} without a session");
             }
             Effect::Renew { deadline, .. } => {
                 let stamp = BootNs(deadline.0 - 500 * MS);
@@ -248,12 +262,16 @@ impl Trial {
             Reply::OtherTerm => Ok(MetaReply::Ok { term: Term(6) }),
             Reply::NoSession => Ok(MetaReply::Refused { error: Refusal::NoSession }),
             Reply::Lost => Err("lost".to_string()),
-            Reply::Session(logins) => Ok(MetaReply::Session { term: TERM, logins }),
+            Reply::Session(logins) => Ok(MetaReply::Session { term: TERM, logins, orders_to: self.node.seq }),
         };
         // What Meta has granted: a session, or a keepalive of the last one opened, in its term.
         match (&tag, &reply) {
-            (Tag::Open { session, sent_at }, Ok(MetaReply::Session { .. })) if *session == self.last_open => {
+            (Tag::Open { session, sent_at }, Ok(MetaReply::Session { logins, .. }))
+                if *session == self.last_open =>
+            {
+                self.allowed = logins.iter().copied().collect();
                 self.granted.insert(*sent_at);
+                self.orders_to = self.node.seq;
             }
             (Tag::KeepAlive { session, term, sent_at }, Ok(MetaReply::Ok { term: theirs }))
                 if *session == self.last_open && term == theirs =>
@@ -304,6 +322,10 @@ impl Trial {
                 self.order(Order::Revoke { host, epoch: Epoch(epoch), planned });
             }
             Step::Admit(host, epoch) => self.order(Order::Admit { host, epoch: Epoch(epoch) }),
+            Step::LateAdmit(host, epoch, ago) => {
+                let order = Order::Admit { host, epoch: Epoch(epoch) };
+                self.order_of(self.node.seq.saturating_sub(ago), order)
+            }
             Step::Break(part) => drop(self.node.broken.insert(part)),
             Step::Mend => self.node.broken.clear(),
             Step::Calls(host, in_progress, orphans) => self.node.calls(host, in_progress, orphans),
@@ -345,7 +367,17 @@ impl Trial {
     }
 
     fn order(&mut self, order: Order) {
-        self.feed(Input::Order { term: TERM, order });
+        self.node.seq += 1;
+        self.order_of(self.node.seq, order);
+    }
+
+    fn order_of(&mut self, seq: u64, order: Order) {
+        if let Order::Admit { host, epoch } = order
+            && seq > self.orders_to
+        {
+            self.allowed.insert((host, epoch));
+        }
+        self.feed(Input::Order { term: TERM, seq, order });
     }
 
     /// Nothing fails any more, every call gets its reply, Meta answers: all that was asked for must come about.
@@ -354,10 +386,11 @@ impl Trial {
         self.step(Step::Bypass(false));
         self.node.kernel.calls.clear();
         self.step(Step::Revoke(X, 9, true));
-        self.step(Step::Admit(Y, 9));
         let mut proven = false;
         let mut admitted = false;
         for _ in 0..60 {
+            // Meta repeats what it has no answer to.
+            self.step(Step::Admit(Y, 9));
             self.step(Step::PerformAll);
             self.step(Step::Null(true));
             self.node.facts.silent = false;

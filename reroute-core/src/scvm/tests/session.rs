@@ -60,7 +60,7 @@ fn a_lapsed_session_opens_anew_and_late_replies_of_the_old_one_renew_nothing() {
     node.log.clear();
     node.feed(Input::Reply { tag: late, reply: Ok(MetaReply::Ok { term: TERM }) });
     assert!(renewals(&node).is_empty());
-    let reply = Ok(MetaReply::Session { term: TERM, logins: vec![] });
+    let reply = Ok(MetaReply::Session { term: TERM, logins: vec![], orders_to: 0 });
     node.feed(Input::Reply { tag: reopened, reply });
     assert_eq!(renewals(&node).len(), 1);
     node.feed(Input::Reply { tag: late, reply: Ok(MetaReply::Ok { term: TERM }) });
@@ -72,7 +72,7 @@ fn another_term_and_no_session_both_open_anew() {
     for reply in [
         MetaReply::Ok { term: Term(8) },
         MetaReply::Refused { error: Refusal::NoSession },
-        MetaReply::Session { term: Term(9), logins: vec![] },
+        MetaReply::Session { term: Term(9), logins: vec![], orders_to: 0 },
     ] {
         let mut node = Node::up(FencePolicy::Wait);
         node.pass(100 * MS, false);
@@ -89,12 +89,14 @@ fn an_order_of_a_newer_leader_opens_anew_and_one_of_an_older_is_refused() {
     let mut node = Node::up(FencePolicy::Wait);
     node.feed(Input::Order {
         term: Term(6),
+        seq: 1,
         order: Order::Revoke { host: X, epoch: Epoch(1), planned: false },
     });
     assert_eq!(node.did(|e| matches!(e, Effect::Fence { .. })), 0);
     assert_eq!(node.did(|e| matches!(e, Effect::Journal { event: Event::Fault { .. }, .. })), 1);
     node.feed(Input::Order {
         term: Term(8),
+        seq: 1,
         order: Order::Revoke { host: X, epoch: Epoch(1), planned: false },
     });
     assert_eq!(node.did(|e| matches!(e, Effect::Fence { .. })), 1);
@@ -102,7 +104,7 @@ fn an_order_of_a_newer_leader_opens_anew_and_one_of_an_older_is_refused() {
     node.log.clear();
     node.feed(Input::Reply {
         tag,
-        reply: Ok(MetaReply::Session { term: TERM, logins: vec![(Y, Epoch(1))] }),
+        reply: Ok(MetaReply::Session { term: TERM, logins: vec![(Y, Epoch(1))], orders_to: 0 }),
     });
     assert!(renewals(&node).is_empty(), "the leader of that term is gone");
     assert_eq!(node.word(Y), Word::NONE);
@@ -174,11 +176,13 @@ fn who_affirms_us_or_never_lapsed_is_not_shut_out() {
 }
 
 #[test]
-fn an_order_that_overtook_the_session_reply_stands() {
+fn an_order_that_overtook_the_session_reply_is_obeyed_when_it_is_repeated() {
     let mut node = forgotten(false, true);
     node.order(Order::Admit { host: X, epoch: Epoch(5) });
     // The list was made before the order.
     node.open(&[]);
+    assert_eq!(node.word(X), Word::new(3, rank::FENCED));
+    node.order(Order::Admit { host: X, epoch: Epoch(5) });
     assert_eq!(node.word(X), Word::new(5, rank::ADMITTED));
     assert_eq!(renewals(&node).len(), 1);
 }

@@ -68,6 +68,8 @@ pub struct Node {
     pub log: Vec<(BootNs, Effect)>,
     /// Messages nobody has answered.
     pub mail: VecDeque<(Tag, ToMeta)>,
+    /// Of the last order.
+    pub seq: u64,
 }
 
 pub fn settings(policy: FencePolicy) -> Settings {
@@ -105,6 +107,7 @@ impl Node {
             reaps: true,
             log: Vec::new(),
             mail: VecDeque::new(),
+            seq: 0,
         }
     }
 
@@ -126,12 +129,13 @@ impl Node {
         let at =
             self.mail.iter().position(|(tag, _)| matches!(tag, Tag::Open { .. })).expect("a SessionOpen");
         let (tag, _) = self.mail.remove(at).unwrap();
-        let reply = Ok(MetaReply::Session { term: TERM, logins: logins.to_vec() });
+        let reply = Ok(MetaReply::Session { term: TERM, logins: logins.to_vec(), orders_to: self.seq });
         self.feed(Input::Reply { tag, reply });
     }
 
     pub fn order(&mut self, order: Order) {
-        self.feed(Input::Order { term: TERM, order });
+        self.seq += 1;
+        self.feed(Input::Order { term: TERM, seq: self.seq, order });
     }
 
     /// Hands an input in, with fresh facts before it, and carries out all that follows.
