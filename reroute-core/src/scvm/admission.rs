@@ -349,7 +349,7 @@ fn prepared(host: HostId, epoch: Epoch, error: Option<String>, outbox: &mut Outb
     outbox.send(host, Kind::Prepared, ToMeta::Prepared { host, epoch, error }, out);
 }
 
-fn refuse(
+pub(super) fn refuse(
     host: HostId,
     epoch: Epoch,
     error: String,

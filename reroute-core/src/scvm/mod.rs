@@ -234,6 +234,7 @@ impl Scvm {
                     self.admission.learn(host, answer.word);
                 }
                 self.revoke(host, |r, w, o, out| r.counts(epoch, &answer, w, now, o, out), out);
+                self.close_fenced(host);
             }
             Input::Purged { host, epoch, purpose: Purpose::Fence, purge } => {
                 self.revoke(host, |r, _, _, out| r.purged(epoch, &purge, now, out), out)

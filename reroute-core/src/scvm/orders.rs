@@ -1,6 +1,7 @@
 //! What Meta orders, and whom a new session names.
 
 use super::Scvm;
+use super::admission::refuse;
 use super::io::*;
 use super::outbox;
 use super::revoke::{Revoke, Stage};
@@ -61,7 +62,10 @@ impl Scvm {
     ) {
         self.admission.cancel(host, epoch, now, &mut self.outbox, out);
         match self.revokes.get_mut(&host) {
-            Some(revoke) if revoke.epoch == epoch => return revoke.again(planned, &mut self.outbox, out),
+            Some(revoke) if revoke.epoch == epoch => {
+                revoke.again(planned, &mut self.outbox, out);
+                return self.close_fenced(host);
+            }
             Some(revoke) if revoke.epoch > epoch => {
                 // Who is shut out at a later epoch is shut out at this one.
                 if let Stage::Proven { proof, .. } = *revoke.stage() {
@@ -72,11 +76,22 @@ impl Scvm {
             }
             _ => {}
         }
-        self.admission.close(host, epoch);
-        self.revokes.insert(host, Revoke::start(host, epoch, planned, out));
+        self.revokes.insert(host, Revoke::start(host, epoch, planned, self.settings.policy, out));
+        self.close_fenced(host);
+    }
+
+    /// Whose fence was asked for is not admitted any more, and leaves the epoch file.
+    pub(super) fn close_fenced(&mut self, host: HostId) {
+        if let Some(revoke) = self.revokes.get(&host).filter(|r| r.fences()) {
+            self.admission.close(host, revoke.epoch);
+        }
     }
 
     fn admit(&mut self, host: HostId, epoch: Epoch, ordered: bool, now: BootNs, out: &mut Vec<Effect>) {
+        if let Some(revoke) = self.revokes.get(&host).filter(|r| r.epoch >= epoch && !r.fences()) {
+            let error = format!("being revoked at {}: ask for a later epoch than {epoch}", revoke.epoch);
+            return refuse(host, epoch, error, now, &mut self.outbox, out);
+        }
         if let Some(revoke) = self.revokes.get_mut(&host).filter(|r| r.epoch < epoch) {
             // A later login here: calls of the earlier one are no danger any more, and nobody is killed for them.
             if matches!(revoke.stage(), Stage::Proven { .. }) {

@@ -24,6 +24,9 @@ const PURGE_TRIES: u32 = 5;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Stage {
+    /// A planned move, and only calls that end by themselves would prove the fence: is there one that cannot? The
+    /// host stays admitted until that is known, and Meta's next order asks again.
+    Looking { reading: bool },
     /// The kernel was asked, or (after a failure) is asked again then.
     Fencing { retry_at: Option<BootNs> },
     /// The word is closed; calls in progress may finish. `poll_at` is `None` while the counts are being read.
@@ -48,6 +51,8 @@ pub struct Revoke {
     planned: bool,
     stage: Stage,
     last: Option<Answer>,
+    /// That the fence stands is on record.
+    journaled: bool,
     said: Option<(String, BootNs)>,
 }
 
@@ -60,10 +65,36 @@ pub struct World<'a> {
 }
 
 impl Revoke {
-    pub fn start(host: HostId, epoch: Epoch, planned: bool, out: &mut Vec<Effect>) -> Revoke {
-        out.push(Effect::Fence { host, epoch });
-        let stage = Stage::Fencing { retry_at: None };
-        Revoke { host, epoch, planned, stage, last: None, said: None }
+    pub fn start(
+        host: HostId,
+        epoch: Epoch,
+        planned: bool,
+        policy: FencePolicy,
+        out: &mut Vec<Effect>,
+    ) -> Revoke {
+        let stage = Stage::Looking { reading: false };
+        let mut revoke = Revoke { host, epoch, planned, stage, last: None, journaled: false, said: None };
+        if planned && policy != FencePolicy::Storage {
+            revoke.look(out)
+        } else {
+            revoke.fence(out)
+        }
+        revoke
+    }
+
+    fn look(&mut self, out: &mut Vec<Effect>) {
+        self.stage = Stage::Looking { reading: true };
+        out.push(Effect::ReadCounts { host: self.host, epoch: self.epoch });
+    }
+
+    fn fence(&mut self, out: &mut Vec<Effect>) {
+        self.stage = Stage::Fencing { retry_at: None };
+        out.push(Effect::Fence { host: self.host, epoch: self.epoch });
+    }
+
+    /// From here on the host is being shut out.
+    pub fn fences(&self) -> bool {
+        !matches!(self.stage, Stage::Looking { .. })
     }
 
     pub fn stage(&self) -> &Stage {
@@ -75,6 +106,11 @@ impl Revoke {
         self.planned &= planned;
         match self.stage {
             Stage::Proven { proof, .. } => self.tell(proof, outbox, out),
+            Stage::Looking { .. } if !self.planned => self.fence(out),
+            Stage::Looking { reading: false } => {
+                self.said = None;
+                self.look(out)
+            }
             // Said anew with the next decision.
             _ => self.said = None,
         }
@@ -87,7 +123,9 @@ impl Revoke {
 
     /// Enforcement was suspended: whatever was proven holds no more.
     pub fn doubt(&mut self) {
-        self.stage = Stage::Fencing { retry_at: Some(BootNs(0)) };
+        if self.fences() {
+            self.stage = Stage::Fencing { retry_at: Some(BootNs(0)) };
+        }
     }
 
     pub fn fence_answer(
@@ -104,7 +142,8 @@ impl Revoke {
         }
         match answer {
             Ok(answer) if answer.word.is_closed_for(epoch.0) => {
-                if self.last.is_none() {
+                if !self.journaled {
+                    self.journaled = true;
                     let (host, in_progress, orphans) = (self.host, answer.in_progress, answer.orphans);
                     let event = Event::Fenced { host, epoch, in_progress, orphans };
                     out.push(Effect::Journal { at: now, event });
@@ -137,6 +176,9 @@ impl Revoke {
         outbox: &mut Outbox,
         out: &mut Vec<Effect>,
     ) {
+        if self.stage == (Stage::Looking { reading: true }) && epoch == self.epoch {
+            return self.looked(answer, now, outbox, out);
+        }
         let Stage::Draining { since, poll_at, .. } = &mut self.stage else { return };
         if epoch != self.epoch || poll_at.is_some() {
             return;
@@ -150,6 +192,20 @@ impl Revoke {
             }
             Err(why) => self.wait(format!("calls in progress cannot be counted: {why}"), now, outbox, out),
         }
+    }
+
+    fn looked(&mut self, answer: &Outcome<Answer>, now: BootNs, outbox: &mut Outbox, out: &mut Vec<Effect>) {
+        let why = match answer {
+            Ok(answer) if answer.orphans == 0 => return self.fence(out),
+            Ok(answer) => {
+                self.last = Some(*answer);
+                let orphans = answer.orphans;
+                format!("not fenced for a planned move: {orphans} orphan calls may never be seen to end")
+            }
+            Err(why) => format!("calls in progress cannot be counted: {why}"),
+        };
+        self.stage = Stage::Looking { reading: false };
+        self.wait(why, now, outbox, out);
     }
 
     /// Every word here is a reason for or against letting the next server open.
@@ -173,7 +229,9 @@ impl Revoke {
             return self.prove(FenceProof::ProcessDead, now, outbox, out);
         }
         let settings = world.settings;
-        let time = if self.planned { settings.planned_drain_ns } else { settings.drain_ns };
+        // An orphan is seldom seen to end: nothing is gained by waiting long for it, with the host shut out.
+        let patient = self.planned && answer.orphans == 0;
+        let time = if patient { settings.planned_drain_ns } else { settings.drain_ns };
         if now.since(*since) < time {
             return;
         }
@@ -330,6 +388,7 @@ impl Revoke {
 
     pub fn wake_at(&self) -> Option<BootNs> {
         match &self.stage {
+            Stage::Looking { .. } => None,
             Stage::Fencing { retry_at } => *retry_at,
             Stage::Draining { poll_at, .. } => *poll_at,
             Stage::Killing { since, .. } => {

@@ -56,6 +56,7 @@ pub fn rank_name(rank: u8) -> &'static str {
 
 fn standing(revoke: &Revoke) -> RevokeStanding {
     let (stage, proof) = match *revoke.stage() {
+        Stage::Looking { .. } => ("looking", None),
         Stage::Fencing { .. } => ("fencing", None),
         Stage::Draining { .. } => ("draining", None),
         Stage::Killing { .. } => ("killing", None),

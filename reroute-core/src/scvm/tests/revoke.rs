@@ -340,3 +340,74 @@ fn sockets_that_resist_are_said_and_hold_up_nothing() {
     assert_eq!(node.did(|e| matches!(e, Effect::PurgeSockets { .. })), 5);
     assert_eq!(node.did(|e| matches!(e, Effect::Journal { event: Event::Fault { .. }, .. })), 1);
 }
+
+#[test]
+fn a_planned_move_with_orphans_is_told_at_once_and_shuts_nobody_out() {
+    for policy in [FencePolicy::Kill, FencePolicy::Wait] {
+        let mut node = served(policy, 0);
+        node.calls(X, 1, 2);
+        revoke(&mut node, true);
+        let said = |m: &ToMeta| matches!(m, ToMeta::FenceWaits { orphans: 2, in_progress: 1, .. });
+        assert_eq!(node.answers().iter().filter(|m| said(m)).count(), 1);
+        assert!(node.waits().unwrap().contains("orphan"));
+        node.run(3000 * MS);
+        assert_eq!(node.word(X), Word::new(3, rank::ADMITTED), "served until Meta has decided");
+        assert_eq!(node.epochs[&X], E);
+        node.order(Order::Admit { host: X, epoch: E });
+        assert!(
+            matches!(node.answers().last(), Some(ToMeta::Admitted { error: Some(_), .. })),
+            "a late copy"
+        );
+        // Meta repeats the order: looked at anew.
+        node.mail.clear();
+        revoke(&mut node, true);
+        assert!(node.waits().unwrap().contains("orphan"));
+        node.broken.insert(Part::Read);
+        revoke(&mut node, true);
+        assert!(node.waits().unwrap().contains("counted"));
+        node.broken.clear();
+        node.calls(X, 1, 0);
+        revoke(&mut node, true);
+        assert_eq!(node.word(X), Word::new(3, rank::FENCED));
+        node.calls(X, 0, 0);
+        node.run(20 * MS);
+        assert_eq!(node.fenced(), [(E, FenceProof::Drained)]);
+        assert!(node.epochs.is_empty());
+        assert_eq!(node.did(|e| matches!(e, Effect::Journal { event: Event::Fenced { .. }, .. })), 1);
+    }
+}
+
+#[test]
+fn a_planned_move_that_becomes_urgent_fences_in_spite_of_orphans() {
+    let mut node = served(FencePolicy::Wait, 0);
+    node.calls(X, 0, 1);
+    revoke(&mut node, true);
+    assert_eq!(node.word(X), Word::new(3, rank::ADMITTED));
+    revoke(&mut node, false);
+    assert_eq!(node.word(X), Word::new(3, rank::FENCED));
+    assert!(node.epochs.is_empty());
+    // And one that Meta has given up: the next login here ends the revoke.
+    let mut node = served(FencePolicy::Wait, 0);
+    node.calls(X, 0, 1);
+    revoke(&mut node, true);
+    node.order(Order::Admit { host: X, epoch: Epoch(5) });
+    node.run(100 * MS);
+    assert_eq!(node.word(X), Word::new(5, rank::ADMITTED));
+    assert_eq!(node.did(|e| matches!(e, Effect::Fence { .. })), 0);
+}
+
+#[test]
+fn policy_storage_does_not_wait_long_for_orphans_of_a_planned_move() {
+    let mut node = served(FencePolicy::Storage, 1);
+    revoke(&mut node, true);
+    node.run(100 * MS);
+    assert!(node.fenced().is_empty(), "calls on a connection may finish");
+    node.calls(X, 0, 1);
+    node.run(20 * MS);
+    assert_eq!(node.fenced(), [(E, FenceProof::Storage)]);
+    let mut node = served(FencePolicy::Storage, 0);
+    node.calls(X, 0, 1);
+    revoke(&mut node, true);
+    node.run(25 * MS);
+    assert_eq!(node.fenced(), [(E, FenceProof::Storage)]);
+}
