@@ -63,6 +63,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         silent_ns: ns(timing.silent_ms),
         drain_ns: ns(timing.drain_ms),
         planned_drain_ns: ns(timing.planned_drain_ms),
+        null_rpc_ns: ns(timing.null_rpc_ms),
     };
     let start = driver::Start { config, scvm, entry, settings, sensor, journal, bypass_file, incarnation };
     let thread = realtime::run("scvm", async move || driver::run(start).await)?;

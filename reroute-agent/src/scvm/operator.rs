@@ -207,6 +207,7 @@ pub mod tests {
             silent_ns: 1,
             drain_ns: 1,
             planned_drain_ns: 1,
+            null_rpc_ns: 1,
         };
         let mut unregistered = client(0);
         unregistered.drops[table::drop::UNREGISTERED] = 3;

@@ -12,6 +12,7 @@
 //! takes the words it reads for the truth.
 
 pub mod admission;
+pub mod hung;
 pub mod io;
 mod orders;
 pub mod outbox;
@@ -61,6 +62,8 @@ pub struct Settings {
     pub silent_ns: u64,
     pub drain_ns: u64,
     pub planned_drain_ns: u64,
+    /// How long a NULL call to the local server is waited for.
+    pub null_rpc_ns: u64,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -245,6 +248,7 @@ impl Scvm {
             Input::NullRpc { answered, took_ns } => {
                 self.server.null_rpc(answered, took_ns, now, out);
                 self.admission.probed(answered, &mut self.outbox, out);
+                self.revokes.values_mut().for_each(|r| r.look_again(now));
             }
             Input::AgentStateSet(result) => self.server.agent_state_set(result, now, out),
             Input::ModeSet { mode, result } => self.mode_set(mode, result, now, out),
@@ -282,7 +286,9 @@ impl Scvm {
             self.admission.forget_pending(now, out);
         }
         self.admission.tick(now, out);
-        self.server.tick(now, out);
+        let world = World { settings: &self.settings, server: &self.server, lenient: self.lenient() };
+        let wanted_from = self.revokes.values().filter_map(|r| r.probe_from(&world)).max();
+        self.server.tick(wanted_from, now, out);
         self.outbox.tick(now, out);
         let health = self.health();
         self.session.tick(&self.settings, &health, now, out);

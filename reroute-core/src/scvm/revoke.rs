@@ -1,13 +1,17 @@
 //! One host's revoke: fence, cover the calls in progress, prove it.
 
-use super::io::{Answer, Effect, Outcome, Purge, Purpose};
+use super::hung::{self, Judgement};
+use super::io::{Answer, Effect, Outcome, Purpose};
 use super::outbox::{Kind, Outbox};
 use super::server::Server;
 use super::{RETRY_NS, Settings};
 use crate::ids::*;
 use crate::proto::{FenceProof, ToMeta};
 use crate::timeline::Event;
+use purge::Purging;
 use std::collections::BTreeSet;
+
+mod purge;
 
 /// Counts are polled this often while the drain time runs, and less often after it.
 const POLL_NS: u64 = MS;
@@ -16,11 +20,6 @@ const POLL_LATE_NS: u64 = 10 * MS;
 const SAY_AGAIN_NS: u64 = 500 * MS;
 /// A killed process that has not terminated after this long is reported.
 const REAP_NS: u64 = 100 * MS;
-/// The host's sockets are closed this long after the proof, not before it: a RST that reached the client while its
-/// route still led here would make it reconnect into the closed door, and sleep for seconds. The fence does not
-/// need it: the kernel drops what they carry.
-const PURGE_AFTER_NS: u64 = SEC;
-const PURGE_TRIES: u32 = 5;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Stage {
@@ -35,13 +34,6 @@ pub enum Stage {
     Killing { since: BootNs, targets: BTreeSet<Incarnation> },
     /// Told to Meta; what is left of the host's sockets goes later.
     Proven { proof: FenceProof, purge: Option<Purging> },
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Purging {
-    /// `None` while it is under way.
-    at: Option<BootNs>,
-    tries: u32,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -240,23 +232,43 @@ impl Revoke {
             FencePolicy::Wait => "policy is wait: every call in progress must be answered",
             FencePolicy::Kill if answer.word.epoch() != self.epoch.0 => "the word stands at a later epoch",
             FencePolicy::Kill if self.planned => "the move is planned: nothing is killed for it",
-            FencePolicy::Kill if world.server.replies_leave(now) => "replies still leave: busy is not dead",
-            FencePolicy::Kill if !world.server.is_alive() => {
-                "no server process is known that could be killed"
-            }
-            FencePolicy::Kill => return self.kill(world, now, out),
+            FencePolicy::Kill => match hung::judge(settings, world.server, *since, now) {
+                Judgement::Kill(why) => return self.kill(why, world, now, out),
+                Judgement::Spare(why) => why,
+                Judgement::Open => return,
+            },
         };
         self.wait(why.to_string(), now, outbox, out);
     }
 
-    fn kill(&mut self, world: &World, now: BootNs, out: &mut Vec<Effect>) {
+    /// The server must be asked before it may be killed: by a probe sent then or later.
+    pub fn probe_from(&self, world: &World) -> Option<BootNs> {
+        match (&self.stage, self.last) {
+            (Stage::Draining { since, .. }, Some(answer))
+                if world.settings.policy == FencePolicy::Kill
+                    && !self.planned
+                    && world.lenient.is_none()
+                    && answer.word.epoch() == self.epoch.0 =>
+            {
+                Some(hung::evidence_from(world.settings, world.server, *since))
+            }
+            _ => None,
+        }
+    }
+
+    /// Something is known that may decide: with counts read now.
+    pub fn look_again(&mut self, now: BootNs) {
+        if let Stage::Draining { poll_at: Some(at), .. } = &mut self.stage {
+            *at = now.min(*at);
+        }
+    }
+
+    fn kill(&mut self, why: String, world: &World, now: BootNs, out: &mut Vec<Effect>) {
         let (host, epoch) = (self.host, self.epoch);
         let targets: BTreeSet<_> = world.server.living().keys().copied().collect();
         for (&incarnation, &pid) in world.server.living() {
-            let quiet = now.since(world.server.facts().last_reply_at) / MS;
-            let calls = self.last.map_or(0, |a| a.in_progress.saturating_add(a.orphans));
-            let why =
-                format!("{calls} calls in progress after the drain time, no reply to anybody for {quiet} ms");
+            let (calls, orphans) = self.last.map_or((0, 0), |a| (a.in_progress, a.orphans));
+            let why = format!("{calls} calls in progress, {orphans} orphans: {why}");
             out.push(Effect::Journal { at: now, event: Event::ServerKilled { pid, host, epoch, why } });
             out.push(Effect::KillServer { incarnation });
         }
@@ -310,40 +322,9 @@ impl Revoke {
     fn prove(&mut self, proof: FenceProof, now: BootNs, outbox: &mut Outbox, out: &mut Vec<Effect>) {
         // After a later login here, the sockets there are now are that one's.
         let stale = self.last.is_some_and(|a| superseded(&a, self.epoch));
-        let purge = (!stale).then_some(Purging { at: Some(now.plus(PURGE_AFTER_NS)), tries: 0 });
+        let purge = (!stale).then(|| Purging::after(now));
         self.stage = Stage::Proven { proof, purge };
         self.tell(proof, outbox, out);
-    }
-
-    /// The host is being admitted anew: its sockets are no leftovers any more.
-    pub fn keep_sockets(&mut self) {
-        if let Stage::Proven { purge, .. } = &mut self.stage {
-            *purge = None;
-        }
-    }
-
-    pub fn purged(&mut self, epoch: Epoch, result: &Outcome<Purge>, now: BootNs, out: &mut Vec<Effect>) {
-        let Stage::Proven { purge, .. } = &mut self.stage else { return };
-        let Some(Purging { at: None, tries }) = *purge else { return };
-        if epoch != self.epoch {
-            return;
-        }
-        let host = self.host;
-        let problem = match result {
-            Ok(Purge { left: 0, destroyed }) => {
-                *purge = None;
-                if *destroyed > 0 {
-                    let event = Event::SocketsReset { count: *destroyed };
-                    out.push(Effect::Journal { at: now, event });
-                }
-                return;
-            }
-            Ok(Purge { left, .. }) => format!("{left} connections of {host} are left after its fence"),
-            Err(why) => format!("connections of {host} not closed after its fence: {why}"),
-        };
-        let again = Purging { at: Some(now.plus(RETRY_NS)), tries: tries + 1 };
-        *purge = (again.tries < PURGE_TRIES).then_some(again);
-        out.push(Effect::Journal { at: now, event: Event::Fault { what: problem } });
     }
 
     /// Says why the fence waits: when the reason changes, and now and then.

@@ -11,6 +11,14 @@ const PROBE_EVERY_NS: u64 = 100 * MS;
 /// Facts older than this decide nothing that cannot be taken back.
 const FRESH_NS: u64 = 10 * MS;
 
+/// A NULL call that has come to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Probed {
+    /// Not later than the moment it left.
+    pub sent_at: BootNs,
+    pub answered: bool,
+}
+
 #[derive(Clone, Debug, PartialEq)]
 pub struct Server {
     silent_ns: u64,
@@ -27,7 +35,9 @@ pub struct Server {
     registering: Option<(Incarnation, Option<BootNs>)>,
     /// A stall was signalled since the last facts.
     signalled: bool,
-    probing: bool,
+    /// When the probe under way was sent.
+    probing: Option<BootNs>,
+    probed: Option<Probed>,
     /// Somebody wants to know now, suspicion or not.
     probe_wanted: bool,
     next_probe: BootNs,
@@ -51,7 +61,8 @@ impl Server {
             problem: None,
             registering: None,
             signalled: false,
-            probing: false,
+            probing: None,
+            probed: None,
             probe_wanted: false,
             next_probe: now,
             last_answer: None,
@@ -84,6 +95,11 @@ impl Server {
     }
     pub fn null_failed(&self) -> bool {
         self.null_failed
+    }
+
+    /// The last probe that is over.
+    pub fn probed(&self) -> Option<Probed> {
+        self.probed
     }
 
     /// Replies still leave, or left until just now: it is busy, not dead. Not knowing counts as busy.
@@ -139,7 +155,9 @@ impl Server {
     }
 
     pub fn null_rpc(&mut self, answered: bool, took_ns: u64, now: BootNs, out: &mut Vec<Effect>) {
-        self.probing = false;
+        if let Some(sent_at) = self.probing.take() {
+            self.probed = Some(Probed { sent_at, answered });
+        }
         self.probe_wanted = false;
         self.next_probe = now.plus(PROBE_EVERY_NS);
         if self.last_answer != Some(answered) {
@@ -150,16 +168,19 @@ impl Server {
     }
 
     /// What follows from the facts: probes, the bit in the pulses, the kernel's idea of the server process.
-    pub fn tick(&mut self, now: BootNs, out: &mut Vec<Effect>) {
+    /// `wanted_from`: a revoke wants to know whether the server answers, by a probe sent then or later.
+    pub fn tick(&mut self, wanted_from: Option<BootNs>, now: BootNs, out: &mut Vec<Effect>) {
         if self.null_failed && now.since(self.facts_at) <= FRESH_NS && self.replies_leave(now) {
             self.null_failed = false;
         }
-        let suspected = self.stalled() || self.null_failed;
-        if !suspected && !self.probing {
+        let suspected = self.stalled() || self.null_failed || wanted_from.is_some();
+        let idle = self.probing.is_none();
+        if !suspected && idle {
             self.last_answer = None;
         }
-        if !self.probing && (self.probe_wanted || suspected && self.next_probe <= now) {
-            self.probing = true;
+        let unknown = wanted_from.is_some_and(|from| self.probed.is_none_or(|p| p.sent_at < from));
+        if idle && (self.probe_wanted || unknown || suspected && self.next_probe <= now) {
+            self.probing = Some(now);
             out.push(Effect::ProbeNull);
         }
 
@@ -214,7 +235,7 @@ impl Server {
     }
 
     pub fn wake_at(&self) -> Option<BootNs> {
-        let probe = (self.stalled() || self.null_failed) && !self.probing;
+        let probe = (self.stalled() || self.null_failed) && self.probing.is_none();
         [
             probe.then_some(self.next_probe),
             self.null_setting.and_then(|(_, again)| again),

@@ -5,10 +5,11 @@ use reroute_common::admission::{Word, rank};
 
 const E: Epoch = Epoch(3);
 
-/// X is served here with calls in progress, and nobody gets replies.
+/// X is served here with calls in progress, and nobody gets replies, not even to NULL.
 fn served(policy: FencePolicy, calls: u32) -> Node {
     let mut node = Node::up(policy);
     node.order(Order::Admit { host: X, epoch: E });
+    node.hung = true;
     node.calls(X, calls, 0);
     node.sockets.insert(X, 2);
     node.run(100 * MS);
@@ -77,7 +78,7 @@ fn policy_kill_proves_only_when_the_process_has_terminated() {
     let mut node = served(FencePolicy::Kill, 1);
     node.reaps = false;
     revoke(&mut node, false);
-    node.run(30 * MS);
+    node.run(60 * MS);
     assert!(node.killed());
     assert_eq!(
         node.did(|e| matches!(e, Effect::Journal { event: Event::ServerKilled { pid: PID, .. }, .. })),
@@ -99,13 +100,13 @@ fn nothing_is_killed_for_a_planned_move_until_it_becomes_urgent() {
     assert!(!node.killed() && node.fenced().is_empty());
     assert!(node.waits().unwrap().contains("planned"));
     revoke(&mut node, false);
-    node.run(20 * MS);
+    node.run(60 * MS);
     assert!(node.killed());
     // And not the other way round.
     let mut node = served(FencePolicy::Kill, 1);
     revoke(&mut node, false);
     revoke(&mut node, true);
-    node.run(30 * MS);
+    node.run(60 * MS);
     assert!(node.killed());
 }
 
@@ -119,8 +120,10 @@ fn busy_is_not_killed() {
     }
     assert!(!node.killed());
     assert!(node.waits().unwrap().contains("busy"));
-    node.run(100 * MS);
-    assert!(node.killed(), "no reply to anybody any more");
+    node.run(200 * MS);
+    assert!(!node.killed(), "it has worked since the fence");
+    node.run(4000 * MS);
+    assert!(node.killed(), "but it is not waited for, for ever");
 }
 
 #[test]
@@ -149,7 +152,7 @@ fn a_kill_that_fails_is_reported_and_tried_again() {
     node.reaps = false;
     node.broken.insert(Part::Kill);
     revoke(&mut node, false);
-    node.run(100 * MS);
+    node.run(150 * MS);
     assert!(node.waits().unwrap().contains("not killed"));
     assert!(node.did(|e| matches!(e, Effect::KillServer { .. })) > 1);
     node.broken.clear();
@@ -217,7 +220,7 @@ fn two_processes_must_both_go() {
     node.run(100 * MS);
     node.reaps = false;
     revoke(&mut node, false);
-    node.run(30 * MS);
+    node.run(60 * MS);
     assert_eq!(node.did(|e| matches!(e, Effect::KillServer { .. })), 2);
     node.feed(Input::ServerExited { pid: PID, incarnation: SERVER });
     assert!(node.fenced().is_empty());
@@ -410,4 +413,87 @@ fn policy_storage_does_not_wait_long_for_orphans_of_a_planned_move() {
     revoke(&mut node, true);
     node.run(25 * MS);
     assert_eq!(node.fenced(), [(E, FenceProof::Storage)]);
+}
+
+/// How long after the fence the server was killed.
+fn fence_to_kill(node: &Node) -> u64 {
+    let at = |i: usize| node.log[i].0;
+    at(node.position(|e| matches!(e, Effect::KillServer { .. })))
+        .since(at(node.position(|e| matches!(e, Effect::Fence { .. }))))
+}
+fn why_killed(node: &Node) -> String {
+    let why = node.log.iter().find_map(|(_, e)| match e {
+        Effect::Journal { event: Event::ServerKilled { why, .. }, .. } => Some(why.clone()),
+        _ => None,
+    });
+    why.expect("a kill in the journal")
+}
+
+#[test]
+fn quiet_is_not_hung_who_answers_null_is_not_killed_until_the_bound() {
+    for (calls, orphans) in [(1, 0), (0, 1)] {
+        let mut node = served(FencePolicy::Kill, calls);
+        node.calls(X, calls, orphans);
+        node.hung = false;
+        node.null = Some(true);
+        revoke(&mut node, false);
+        node.run(4900 * MS);
+        assert!(!node.killed() && node.fenced().is_empty());
+        assert!(node.waits().unwrap().contains("answers NULL"));
+        let asked = node.did(|e| *e == Effect::ProbeNull);
+        assert!((40..=55).contains(&asked), "every 100 ms: {asked}");
+        node.run(200 * MS);
+        assert_eq!(node.fenced(), [(E, FenceProof::Killed)]);
+        assert!(why_killed(&node).contains("unanswered 5000 ms"), "{}", why_killed(&node));
+    }
+    // The call comes to its end: nothing was lost.
+    let mut node = served(FencePolicy::Kill, 1);
+    node.hung = false;
+    node.null = Some(true);
+    revoke(&mut node, false);
+    node.run(300 * MS);
+    node.calls(X, 0, 0);
+    node.run(20 * MS);
+    assert_eq!(node.fenced(), [(E, FenceProof::Drained)]);
+    node.run(6000 * MS);
+    assert!(!node.killed());
+}
+
+#[test]
+fn a_hung_server_is_killed_when_a_probe_of_now_has_failed() {
+    // Not asked before the fence.
+    let mut node = served(FencePolicy::Kill, 1);
+    revoke(&mut node, false);
+    assert_eq!(node.did(|e| *e == Effect::ProbeNull), 1, "asked at once");
+    node.run(49 * MS);
+    assert!(!node.killed() && node.waits().is_none());
+    node.run(5 * MS);
+    assert!(why_killed(&node).contains("NULL"));
+    // Suspected before, whenever the fence comes: it is killed soon, and never by a probe from long ago.
+    let mut soonest = u64::MAX;
+    for lead in (0..300).step_by(7) {
+        let mut node = served(FencePolicy::Kill, 1);
+        node.facts.silent = true;
+        node.run(lead * MS);
+        revoke(&mut node, false);
+        node.run(80 * MS);
+        let took = fence_to_kill(&node);
+        assert!((20 * MS..=75 * MS).contains(&took), "lead {lead} ms: {took} ns");
+        soonest = took.min(soonest);
+    }
+    assert!(soonest <= 25 * MS, "a probe that was under way counts: {soonest}");
+}
+
+#[test]
+fn a_probe_from_before_the_fence_does_not_count_when_a_reply_has_left_since() {
+    let mut node = served(FencePolicy::Kill, 1);
+    node.facts.silent = true;
+    node.run(10 * MS);
+    node.facts.last_reply_at = node.now;
+    node.run(10 * MS);
+    revoke(&mut node, false);
+    node.run(49 * MS);
+    assert!(!node.killed(), "the probe was sent before the last reply");
+    node.run(45 * MS);
+    assert!(node.killed(), "asked anew, and silent since");
 }

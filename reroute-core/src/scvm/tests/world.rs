@@ -62,6 +62,9 @@ pub struct Node {
     pub epochs: BTreeMap<HostId, Epoch>,
     /// What the server answers to NULL; `None`: the test does.
     pub null: Option<bool>,
+    /// The server does not answer: a NULL call fails when its time is over.
+    pub hung: bool,
+    pub null_due: Option<BootNs>,
     /// Killed processes terminate at once.
     pub reaps: bool,
     /// Every effect, and when.
@@ -85,6 +88,7 @@ pub fn settings(policy: FencePolicy) -> Settings {
         silent_ns: 50 * MS,
         drain_ns: 20 * MS,
         planned_drain_ns: 2000 * MS,
+        null_rpc_ns: 50 * MS,
     }
 }
 
@@ -104,6 +108,8 @@ impl Node {
             sockets: BTreeMap::new(),
             epochs: BTreeMap::new(),
             null: None,
+            hung: false,
+            null_due: None,
             reaps: true,
             log: Vec::new(),
             mail: VecDeque::new(),
@@ -199,6 +205,10 @@ impl Node {
                 });
                 Input::Purged { host, epoch, purpose, purge }
             }
+            Effect::ProbeNull if self.hung => {
+                self.null_due = Some(self.now.plus(50 * MS));
+                return None;
+            }
             Effect::ProbeNull => Input::NullRpc { answered: self.null?, took_ns: MS },
             Effect::SetAgentState { null_failed } => {
                 let result = ok(Part::Pulse, &broken);
@@ -234,7 +244,11 @@ impl Node {
         let end = self.now.plus(ns);
         while self.now < end {
             let wake = self.machine.wake_at(self.now).max(self.now.plus(MS));
-            self.now = wake.min(end);
+            self.now = wake.min(end).min(self.null_due.unwrap_or(end));
+            if self.null_due.is_some_and(|at| at <= self.now) {
+                self.null_due = None;
+                self.feed(Input::NullRpc { answered: false, took_ns: 50 * MS });
+            }
             self.feed(Input::Tick);
             if answer {
                 self.keep();

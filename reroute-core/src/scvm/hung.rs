@@ -1,0 +1,58 @@
+//! Whether the server may be killed for an unplanned revoke: is it hung, or is there only nothing to do?
+
+use super::Settings;
+use super::server::Server;
+use crate::ids::*;
+
+/// Calls of a host that is shut out are waited for this long, if the server answers otherwise.
+pub const UNANSWERED_NS: u64 = 5 * SEC;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Judgement {
+    Kill(String),
+    Spare(&'static str),
+    /// It is being asked.
+    Open,
+}
+
+/// Probes sent from here on say something of a fence that stands since then: one that was under way already saves
+/// its time, unless a reply has left since it was sent.
+pub fn evidence_from(settings: &Settings, server: &Server, fenced_at: BootNs) -> BootNs {
+    let from = BootNs(fenced_at.0.saturating_sub(settings.null_rpc_ns));
+    let last_reply = server.facts().last_reply_at;
+    if last_reply < fenced_at { from.max(last_reply.plus(1)) } else { from }
+}
+
+/// Quiet is not hung: with its only client cut off, a healthy server sends no reply either. So it is asked, and
+/// killed only if it gives no answer and nobody has got a reply since. But one call must not keep a host shut out
+/// for ever.
+pub fn judge(settings: &Settings, server: &Server, fenced_at: BootNs, now: BootNs) -> Judgement {
+    if !server.is_alive() {
+        return Judgement::Spare("no server process is known that could be killed");
+    }
+    if server.replies_leave(now) {
+        return Judgement::Spare("replies still leave: busy is not dead");
+    }
+    let last_reply = server.facts().last_reply_at;
+    let quiet = now.since(last_reply) / MS;
+    let probe = server.probed().filter(|p| p.sent_at >= evidence_from(settings, server, fenced_at));
+    let hung = probe.is_some_and(|p| !p.answered && last_reply < p.sent_at.min(fenced_at));
+    if hung {
+        return Judgement::Kill(format!("a NULL call failed, no reply to anybody for {quiet} ms"));
+    }
+    if now.since(fenced_at) >= UNANSWERED_NS {
+        let limit = UNANSWERED_NS / MS;
+        return Judgement::Kill(format!(
+            "unanswered {limit} ms after the fence, no reply to anybody for {quiet} ms"
+        ));
+    }
+    match probe {
+        Some(probe) if probe.answered => {
+            Judgement::Spare("the server answers NULL: quiet is not hung, its calls may finish")
+        }
+        Some(_) => Judgement::Spare("replies have left since the fence: busy is not dead"),
+        // Nothing to tell while an answer is due.
+        None if now.since(fenced_at) <= settings.null_rpc_ns.saturating_mul(2) => Judgement::Open,
+        None => Judgement::Spare("the server is being asked whether it still answers"),
+    }
+}
