@@ -1,7 +1,7 @@
 //! Whether the server may be killed for an unplanned revoke: is it hung, or is there only nothing to do?
 
 use super::Settings;
-use super::server::Server;
+use super::server::{Probed, Server};
 use crate::ids::*;
 
 /// Calls of a host that is shut out are waited for this long, if the server answers otherwise.
@@ -36,7 +36,9 @@ pub fn judge(settings: &Settings, server: &Server, fenced_at: BootNs, now: BootN
     let last_reply = server.facts().last_reply_at;
     let quiet = now.since(last_reply) / MS;
     let probe = server.probed().filter(|p| p.sent_at >= evidence_from(settings, server, fenced_at));
-    let hung = probe.is_some_and(|p| !p.answered && last_reply < p.sent_at.min(fenced_at));
+    // A call that was refused at once has waited for nobody.
+    let early = |p: Probed| now.since(p.sent_at) < settings.null_rpc_ns;
+    let hung = probe.is_some_and(|p| !p.answered && !early(p) && last_reply < p.sent_at.min(fenced_at));
     if hung {
         return Judgement::Kill(format!("a NULL call failed, no reply to anybody for {quiet} ms"));
     }
@@ -47,6 +49,7 @@ pub fn judge(settings: &Settings, server: &Server, fenced_at: BootNs, now: BootN
         ));
     }
     match probe {
+        Some(probe) if !probe.answered && early(probe) => Judgement::Open,
         Some(probe) if probe.answered => {
             Judgement::Spare("the server answers NULL: quiet is not hung, its calls may finish")
         }

@@ -497,3 +497,15 @@ fn a_probe_from_before_the_fence_does_not_count_when_a_reply_has_left_since() {
     node.run(45 * MS);
     assert!(node.killed(), "asked anew, and silent since");
 }
+
+#[test]
+fn a_null_call_that_is_refused_at_once_gives_the_server_no_less_time() {
+    let mut node = served(FencePolicy::Kill, 1);
+    node.hung = false;
+    node.null = Some(false);
+    revoke(&mut node, false);
+    node.run(49 * MS);
+    assert!(!node.killed());
+    node.run(15 * MS);
+    assert!(node.killed());
+}
