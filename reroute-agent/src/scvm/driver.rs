@@ -6,6 +6,7 @@ use super::listener::Listener;
 use super::metrics::Metrics;
 use super::null_rpc::Prober;
 use super::operator::{self, Request, Shared, Snapshot};
+use super::run_delay;
 use super::server_process::Watcher;
 use crate::config::{Config, HostEntry, Scvm as ScvmConfig, ScvmEntry, ns};
 use crate::journal::Journal;
@@ -68,7 +69,8 @@ pub(super) struct Driver {
 }
 
 pub(super) enum Probe {
-    Ask,
+    /// Of these processes.
+    Ask(Vec<u32>),
     Close,
 }
 
@@ -162,9 +164,11 @@ fn prober(mut prober: Prober, results: mpsc::UnboundedSender<Input>) -> mpsc::Un
     tokio::spawn(async move {
         while let Some(probe) = asked.recv().await {
             match probe {
-                Probe::Ask => {
+                Probe::Ask(pids) => {
+                    let before = run_delay::read(&pids);
                     let (answered, took_ns) = prober.probe().await;
-                    let _ = results.send(Input::NullRpc { answered, took_ns });
+                    let starved = !answered && run_delay::starved(&before, &run_delay::read(&pids), took_ns);
+                    let _ = results.send(Input::NullRpc { answered, took_ns, starved });
                 }
                 Probe::Close => prober.close(),
             }

@@ -48,9 +48,9 @@ impl Driver {
             Effect::PurgeSockets { host, epoch, purpose } => {
                 Input::Purged { host, epoch, purpose, purge: self.purge(host) }
             }
-            Effect::ProbeNull => match self.probes.send(Probe::Ask) {
+            Effect::ProbeNull => match self.probes.send(Probe::Ask(self.process.pids())) {
                 Ok(()) => return None,
-                Err(_) => Input::NullRpc { answered: false, took_ns: 0 },
+                Err(_) => Input::NullRpc { answered: false, took_ns: 0, starved: false },
             },
             Effect::SetAgentState { null_failed } => {
                 let bits = if null_failed { pulse::server::NULL_FAILED } else { 0 };

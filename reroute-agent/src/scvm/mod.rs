@@ -20,6 +20,7 @@ mod null_rpc;
 mod operator;
 mod pidfd;
 pub mod report;
+mod run_delay;
 mod server_process;
 
 use crate::config::{AdmissionMode, Config, ns};

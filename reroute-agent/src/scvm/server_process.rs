@@ -82,6 +82,11 @@ impl Watcher {
         })
     }
 
+    /// Processes that are held.
+    pub fn pids(&self) -> Vec<u32> {
+        self.held.keys().map(|i| pid_of(*i)).collect()
+    }
+
     /// Reads the pidfile; gives what is new.
     pub fn poll(&mut self) -> Vec<Input> {
         let mut news = Vec::new();

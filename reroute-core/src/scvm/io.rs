@@ -187,6 +187,8 @@ pub enum Input {
     NullRpc {
         answered: bool,
         took_ns: u64,
+        /// Meanwhile the server had work and waited for a CPU.
+        starved: bool,
     },
     AgentStateSet(Outcome<()>),
     ModeSet {

@@ -245,9 +245,10 @@ impl Scvm {
             Input::Purged { host, epoch, purpose: Purpose::Prepare, purge } => {
                 self.admission.purged(host, epoch, purge, now, &mut self.outbox, out)
             }
-            Input::NullRpc { answered, took_ns } => {
-                self.server.null_rpc(answered, took_ns, now, out);
-                self.admission.probed(answered, &mut self.outbox, out);
+            Input::NullRpc { answered, took_ns, starved } => {
+                if self.server.null_rpc(answered, took_ns, starved, now, out) {
+                    self.admission.probed(answered, &mut self.outbox, out);
+                }
                 self.revokes.values_mut().for_each(|r| r.look_again(now));
             }
             Input::AgentStateSet(result) => self.server.agent_state_set(result, now, out),

@@ -8,6 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// While suspected, the server is asked this often.
 const PROBE_EVERY_NS: u64 = 100 * MS;
+/// So many probes in a row may fail for want of a CPU before it counts.
+const STARVED_PROBES: u32 = 5;
 /// Facts older than this decide nothing that cannot be taken back.
 const FRESH_NS: u64 = 10 * MS;
 
@@ -38,6 +40,8 @@ pub struct Server {
     /// When the probe under way was sent.
     probing: Option<BootNs>,
     probed: Option<Probed>,
+    /// Probes in a row that say nothing.
+    starved: u32,
     /// Somebody wants to know now, suspicion or not.
     probe_wanted: bool,
     next_probe: BootNs,
@@ -63,6 +67,7 @@ impl Server {
             signalled: false,
             probing: None,
             probed: None,
+            starved: 0,
             probe_wanted: false,
             next_probe: now,
             last_answer: None,
@@ -154,7 +159,25 @@ impl Server {
         }
     }
 
-    pub fn null_rpc(&mut self, answered: bool, took_ns: u64, now: BootNs, out: &mut Vec<Effect>) {
+    /// False: it says nothing, and is asked again.
+    pub fn null_rpc(
+        &mut self,
+        answered: bool,
+        took_ns: u64,
+        starved: bool,
+        now: BootNs,
+        out: &mut Vec<Effect>,
+    ) -> bool {
+        if !answered && starved && self.starved < STARVED_PROBES {
+            self.starved += 1;
+            self.probing = None;
+            self.next_probe = now;
+            let what =
+                "the server has not answered NULL, but waits for a CPU: load is not a hang, asked again";
+            out.push(Effect::Journal { at: now, event: Event::Fault { what: what.into() } });
+            return false;
+        }
+        self.starved = 0;
         if let Some(sent_at) = self.probing.take() {
             self.probed = Some(Probed { sent_at, answered });
         }
@@ -165,6 +188,7 @@ impl Server {
             out.push(Effect::Journal { at: now, event: Event::NullRpc { answered, took_ns } });
         }
         self.null_failed = !answered && !self.replies_leave(now);
+        true
     }
 
     /// What follows from the facts: probes, the bit in the pulses, the kernel's idea of the server process.

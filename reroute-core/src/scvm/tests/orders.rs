@@ -57,7 +57,7 @@ fn nobody_is_prepared_at_a_server_that_is_not_well() {
         ("answer", |n| {
             n.facts.silent = true;
             n.run(200 * MS);
-            n.feed(Input::NullRpc { answered: false, took_ns: 50 * MS });
+            n.feed(Input::NullRpc { answered: false, took_ns: 50 * MS, starved: false });
         }),
     ];
     for (word, make) in cases {

@@ -27,7 +27,7 @@ enum Step {
     Replies,
     Exit,
     Restart,
-    Null(bool),
+    Null(bool, bool),
     Stall(bool),
     Bypass(bool),
     Affirm(HostId, u64),
@@ -76,7 +76,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => Just(Step::Replies),
         1 => Just(Step::Exit),
         1 => Just(Step::Restart),
-        2 => any::<bool>().prop_map(Step::Null),
+        2 => any::<(bool, bool)>().prop_map(|(a, s)| Step::Null(a, s)),
         2 => any::<bool>().prop_map(Step::Stall),
         1 => any::<bool>().prop_map(Step::Bypass),
         1 => (host(), 0..200u64).prop_map(|(h, ms)| Step::Affirm(h, ms)),
@@ -351,10 +351,10 @@ impl Trial {
                     self.feed(Input::ServerSeen { pid, incarnation });
                 }
             }
-            Step::Null(answered) => {
+            Step::Null(answered, starved) => {
                 if let Some(at) = self.waiting.iter().position(|e| *e == Effect::ProbeNull) {
                     self.waiting.remove(at);
-                    self.feed(Input::NullRpc { answered, took_ns: MS });
+                    self.feed(Input::NullRpc { answered, took_ns: MS, starved });
                 }
             }
             Step::Stall(on) => self.node.facts.silent = on,
@@ -392,7 +392,7 @@ impl Trial {
             // Meta repeats what it has no answer to.
             self.step(Step::Admit(Y, 9));
             self.step(Step::PerformAll);
-            self.step(Step::Null(true));
+            self.step(Step::Null(true, false));
             self.node.facts.silent = false;
             for (_, msg) in &self.node.mail {
                 proven |= matches!(msg, ToMeta::Fenced { host: X, epoch: Epoch(9), .. });

@@ -509,3 +509,17 @@ fn a_null_call_that_is_refused_at_once_gives_the_server_no_less_time() {
     node.run(15 * MS);
     assert!(node.killed());
 }
+
+#[test]
+fn a_server_that_waits_for_a_cpu_is_not_killed() {
+    let mut node = served(FencePolicy::Kill, 1);
+    node.hung = false;
+    revoke(&mut node, false);
+    node.run(50 * MS);
+    node.feed(Input::NullRpc { answered: false, took_ns: 50 * MS, starved: true });
+    node.run(30 * MS);
+    assert!(!node.killed());
+    node.feed(Input::NullRpc { answered: true, took_ns: 30 * MS, starved: true });
+    node.run(30 * MS);
+    assert!(node.waits().unwrap().contains("answers NULL"));
+}

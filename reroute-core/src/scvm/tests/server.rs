@@ -10,7 +10,7 @@ fn signal(node: &mut Node, kind: SignalKind) {
     node.feed(Input::Signal(signal));
 }
 fn null(node: &mut Node, answered: bool) {
-    node.feed(Input::NullRpc { answered, took_ns: 50 * MS });
+    node.feed(Input::NullRpc { answered, took_ns: 50 * MS, starved: false });
 }
 
 #[test]
@@ -142,4 +142,21 @@ fn carrier_is_told_once_per_change() {
     }
     assert_eq!(node.did(|e| matches!(e, Effect::Journal { event: Event::KernelSignal { .. }, .. })), 2);
     assert!(node.machine.health().no_carrier.is_empty());
+}
+
+#[test]
+fn a_server_that_waits_for_a_cpu_is_asked_again_before_it_counts_as_failed() {
+    let mut node = Node::up(FencePolicy::Wait);
+    signal(&mut node, SignalKind::Silent);
+    node.facts.silent = true;
+    let starved = Input::NullRpc { answered: false, took_ns: 50 * MS, starved: true };
+    for asked in 1..=5 {
+        assert_eq!(probes(&node), asked);
+        node.now = node.now.plus(50 * MS);
+        node.feed(starved.clone());
+        assert!(!node.machine.health().null_failed);
+    }
+    assert_eq!(probes(&node), 6, "at once");
+    node.feed(starved);
+    assert!(node.machine.health().null_failed, "not for ever");
 }

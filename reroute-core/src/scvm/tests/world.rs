@@ -209,7 +209,7 @@ impl Node {
                 self.null_due = Some(self.now.plus(50 * MS));
                 return None;
             }
-            Effect::ProbeNull => Input::NullRpc { answered: self.null?, took_ns: MS },
+            Effect::ProbeNull => Input::NullRpc { answered: self.null?, took_ns: MS, starved: false },
             Effect::SetAgentState { null_failed } => {
                 let result = ok(Part::Pulse, &broken);
                 if result.is_ok() {
@@ -247,7 +247,7 @@ impl Node {
             self.now = wake.min(end).min(self.null_due.unwrap_or(end));
             if self.null_due.is_some_and(|at| at <= self.now) {
                 self.null_due = None;
-                self.feed(Input::NullRpc { answered: false, took_ns: 50 * MS });
+                self.feed(Input::NullRpc { answered: false, took_ns: 50 * MS, starved: false });
             }
             self.feed(Input::Tick);
             if answer {
