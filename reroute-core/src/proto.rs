@@ -320,7 +320,8 @@ pub enum LoginState {
         epoch: Epoch,
         proof: FenceProof,
     },
-    /// Nobody but those in `fencing` may have been admitted before; `to` is admitted when each has its proof.
+    /// Nobody but those in `fencing` may have been admitted before; `to` is admitted when each has its proof (but
+    /// its own, if it is among them).
     Moving {
         fencing: Vec<Fencing>,
         to: ScvmId,

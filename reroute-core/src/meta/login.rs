@@ -106,7 +106,7 @@ impl HostLogin {
     /// Not so while a later record is, or may be, on its way to the store: that one says nothing of this target.
     pub(super) fn is_open(&self) -> bool {
         let overtaken = self.uncertain || self.overtaking().is_some();
-        let proven = |r: &Record| r.moving_to().is_some() && r.fencing().iter().all(|f| self.is_proven(f));
+        let proven = |r: &Record| r.moving_to().is_some() && r.required().all(|f| self.is_proven(f));
         !overtaken && self.record().is_some_and(proven)
     }
 
@@ -173,11 +173,11 @@ impl HostLogin {
                     self.tell_host(id, out);
                 }
             }
-            LoginState::Moving { fencing, to, epoch, planned } => {
+            LoginState::Moving { to, epoch, planned, .. } => {
                 if wants(host) && (only.is_some() || self.must_hear()) {
                     self.tell_host(id, out);
                 }
-                for f in fencing.iter().filter(|f| wants(NodeId::Scvm(f.scvm))) {
+                for f in record.required().filter(|f| wants(NodeId::Scvm(f.scvm))) {
                     if self.is_proven(f) {
                         continue;
                     }

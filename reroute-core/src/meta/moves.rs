@@ -109,6 +109,10 @@ impl SessionMaster {
     ) -> Result<(), Refusal> {
         let host = self.hosts.get_mut(&id).ok_or(Refusal::UnknownNode { node: NodeId::Host(id) })?;
         let Some(entry) = host.awaited(scvm, epoch)? else { return Ok(()) };
+        // What the target still has to drain does not keep it from opening.
+        if host.record().and_then(Record::moving_to) == Some(scvm) {
+            return Ok(());
+        }
         if !host.is_proven(&entry) && !host.facts.stuck {
             host.facts.stuck = true;
             let what = format!(
@@ -301,7 +305,7 @@ impl SessionMaster {
         if affirmed {
             return;
         }
-        let open: Vec<Fencing> = record.fencing().iter().filter(|f| !host.is_proven(f)).cloned().collect();
+        let open: Vec<Fencing> = record.required().filter(|f| !host.is_proven(f)).cloned().collect();
         for f in open {
             if self.policy(f.scvm) == Some(FencePolicy::Storage) && self.session_expired(f.scvm, now) {
                 let _ = self.prove(id, f.scvm, f.epoch, FenceProof::LeaseExpiredStorage, now, out);

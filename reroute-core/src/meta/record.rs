@@ -58,6 +58,13 @@ impl Record {
         }
     }
 
+    /// What must be proven before the target opens. A server need not be shut for itself to open; its own entry stays
+    /// on record all the same: should it never open, the next target still has to wait for it.
+    pub(super) fn required(&self) -> impl Iterator<Item = &Fencing> {
+        let to = self.moving_to();
+        self.fencing().iter().filter(move |f| Some(f.scvm) != to)
+    }
+
     /// The record that begins a move, after `last`. `target_maybe_admitted`: whether the target of a move that is
     /// under way may have been told to admit; if not, it need not be fenced.
     pub(super) fn moving(
@@ -68,7 +75,7 @@ impl Record {
         term: Term,
     ) -> Record {
         let Wanted { to, planned, reason, evidence } = wanted;
-        let (mut fencing, from, epoch) = match last {
+        let (fencing, from, epoch) = match last {
             None => (Vec::new(), None, Epoch::default()),
             Some(Record { login, from, .. }) => match &login.state {
                 LoginState::At { scvm, epoch, .. } => {
@@ -86,18 +93,16 @@ impl Record {
                 }
             },
         };
-        // A server need not be shut for itself to open.
-        fencing.retain(|f| f.scvm != to);
         let state = LoginState::Moving { fencing, to, epoch: epoch.next(), planned };
         Record { login: Login { host, state, term, reason }, from, evidence }
     }
 
     /// The record that ends the move: the login stands at its target. None if no move is under way, or not all is proven.
     pub(super) fn arrived(&self, term: Term) -> Option<Record> {
-        let LoginState::Moving { fencing, to, epoch, .. } = &self.login.state else { return None };
+        let LoginState::Moving { to, epoch, .. } = &self.login.state else { return None };
         let trivial = if self.from.is_none() { FenceProof::FirstLogin } else { FenceProof::SameServer };
         // The record names the proof that takes most on trust.
-        let proof = fencing.iter().map(|f| f.proof).try_fold(trivial, |most, p| Some(most.max(p?)))?;
+        let proof = self.required().map(|f| f.proof).try_fold(trivial, |most, p| Some(most.max(p?)))?;
         let state = LoginState::At { scvm: *to, epoch: *epoch, proof };
         let login = Login { host: self.login.host, state, term, reason: self.login.reason.clone() };
         Some(Record { login, from: None, evidence: self.evidence.clone() })

@@ -1,5 +1,6 @@
 mod chaos;
 mod nodes;
+mod retarget;
 mod table;
 mod world;
 

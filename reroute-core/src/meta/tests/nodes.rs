@@ -38,6 +38,7 @@ impl World {
         if s.word == (Word { epoch, fenced: false }) {
             s.affirm_deadline = deadline;
         }
+        self.serve();
         self.check();
     }
 
@@ -49,6 +50,7 @@ impl World {
             *s = Scvm { up: true, incarnation: s.incarnation + 1, word: s.word, ..Scvm::default() };
         } else {
             (s.session_deadline, s.affirm_deadline, s.term) = (0, 0, None);
+            s.called = false;
         }
     }
 
@@ -118,6 +120,7 @@ impl World {
                     let why = "test".into();
                     ToMeta::FenceWaits { host, epoch, in_progress: 1, orphans: 0, why }
                 } else {
+                    s.called &= s.word > Word { epoch: epoch.0, fenced: true };
                     ToMeta::Fenced { host, epoch, proof: FenceProof::Drained }
                 }
             }

@@ -4,7 +4,7 @@ use super::world::{StoreOutcome, World};
 use super::*;
 
 /// A world in which the host is logged in at A.
-fn at_a() -> World {
+pub(super) fn at_a() -> World {
     let mut w = World::new();
     w.calm_round();
     w.ask(A, false);
@@ -44,7 +44,13 @@ fn a_move_names_its_proof_and_is_told_in_order() {
     assert_eq!(order, [1, 2, 3, 4]);
 }
 
-fn send(w: &mut SessionMaster, from: NodeId, seq: u64, msg: ToMeta, now: u64) -> (MetaReply, Vec<Effect>) {
+pub(super) fn send(
+    w: &mut SessionMaster,
+    from: NodeId,
+    seq: u64,
+    msg: ToMeta,
+    now: u64,
+) -> (MetaReply, Vec<Effect>) {
     let input = Input::Message { request: RequestId(seq), from, incarnation: Incarnation(77), seq, msg };
     let mut effects = w.handle(input, BootNs(now));
     let at = effects.iter().position(|e| matches!(e, Effect::Reply { .. })).expect("answered");

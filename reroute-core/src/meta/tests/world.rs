@@ -24,6 +24,8 @@ pub struct Scvm {
     /// What it answers a revoke with: a proof, or that it waits.
     pub waits: bool,
     pub cannot_admit: bool,
+    /// Calls of the host may be in progress here: it was affirmed and open, and has not drained since.
+    pub(super) called: bool,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -110,6 +112,16 @@ impl World {
         assert!(serving.len() <= 1, "two servers admit the host: {serving:?}; record {:?}", self.record());
     }
 
+    /// Calls of the host may now be in progress where it is affirmed and admitted.
+    pub(super) fn serve(&mut self) {
+        let Some((epoch, id)) = self.host.at else { return };
+        let word = Word { epoch, fenced: false };
+        let serves = self.scvms.get(&id).is_some_and(|s| s.word == word && self.admits_now(s));
+        if let Some(s) = self.scvms.get_mut(&id).filter(|_| serves) {
+            s.called = true;
+        }
+    }
+
     pub fn pass(&mut self, ns: u64) {
         self.now += ns;
         self.input(Input::Tick);
@@ -179,12 +191,14 @@ impl World {
             panic!("admit without a move on record: {record:?}");
         };
         assert_eq!((NodeId::Scvm(*target), *at), (to, epoch), "admit must be what the record says");
-        for f in fencing {
+        for f in fencing.iter().filter(|f| f.scvm != *target) {
             let s = &self.scvms[&f.scvm];
             let shut = s.word >= Word { epoch: f.epoch.0, fenced: true };
             assert!(shut || !self.admits_now(s), "{} is not shut at {}: {:?}", f.scvm, f.epoch, s);
         }
         for (id, s) in &self.scvms {
+            let known = *id == *target || fencing.iter().any(|f| f.scvm == *id);
+            assert!(known || !s.called, "calls in progress on {id} are forgotten: {s:?}; record {record:?}");
             assert!(*id == *target || !self.admits_now(s), "{id} still admits: {s:?}; record {record:?}");
         }
     }

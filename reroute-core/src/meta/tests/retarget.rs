@@ -1,0 +1,107 @@
+//! Moves that are overtaken by moves, in small steps.
+
+use super::table::{at_a, send};
+use super::world::World;
+use super::*;
+
+/// The master in small steps: a move is asked for, its target makes ready, the record is stored (and returned).
+struct Steps {
+    m: SessionMaster,
+    now: u64,
+    seq: u64,
+    stored: Versioned,
+}
+
+impl Steps {
+    fn at(w: &World) -> Steps {
+        Steps { m: w.master.clone(), now: w.now, seq: 0, stored: w.store[&X].clone() }
+    }
+
+    fn say(&mut self, from: NodeId, msg: ToMeta) -> Vec<Effect> {
+        self.seq += 1;
+        let (reply, effects) = send(&mut self.m, from, self.seq, msg, self.now);
+        assert!(!matches!(reply, MetaReply::Refused { .. }), "{reply:?}");
+        effects
+    }
+
+    fn move_to(&mut self, to: ScvmId, planned: bool) -> Vec<(ScvmId, u64, bool)> {
+        let from_epoch = self.stored.record.epoch();
+        let wish = ToMeta::Move { from_epoch, to, planned, reason: String::new(), evidence: vec![] };
+        self.say(NodeId::Host(X), wish);
+        let ready = ToMeta::Prepared { host: X, epoch: from_epoch.next(), error: None };
+        let effects = self.say(NodeId::Scvm(to), ready);
+        self.take(&effects);
+        let entry = |f: &Fencing| (f.scvm, f.epoch.0, f.proof.is_some());
+        self.stored.record.fencing().iter().map(entry).collect()
+    }
+
+    /// The store takes what it is asked to; what comes of that.
+    fn take(&mut self, effects: &[Effect]) -> Vec<Effect> {
+        let stores = |e: &Effect| match e {
+            Effect::Store { record, .. } => Some(record.clone()),
+            _ => None,
+        };
+        let record = effects.iter().find_map(stores).expect("asked to store");
+        self.stored = Versioned { version: self.stored.version + 1, record };
+        self.m.handle(Input::StoreDone { host: X, version: self.stored.version }, BootNs(self.now))
+    }
+
+    fn restart(&mut self, term: u64) {
+        self.m = SessionMaster::new(settings(term), [(X, self.stored.clone())].into(), BootNs(self.now));
+        for scvm in [A, B, C] {
+            self.say(NodeId::Scvm(scvm), ToMeta::SessionOpen { boot: Incarnation(1), health: well() });
+        }
+    }
+
+    fn fenced(&mut self, scvm: ScvmId, epoch: u64) -> Vec<Effect> {
+        let proof = FenceProof::Drained;
+        self.say(NodeId::Scvm(scvm), ToMeta::Fenced { host: X, epoch: Epoch(epoch), proof })
+    }
+}
+
+fn admits(effects: &[Effect]) -> Vec<(NodeId, u64)> {
+    let admit = |e: &Effect| match e {
+        Effect::Push { node, order: Order::Admit { epoch, .. } } => Some((*node, epoch.0)),
+        _ => None,
+    };
+    effects.iter().filter_map(admit).collect()
+}
+
+/// Back to the server that had the login, and away from it again before it opened: what it may still execute is
+/// waited for, as is the target in between.
+#[test]
+fn a_server_gone_back_to_and_left_again_is_still_fenced() {
+    let mut s = Steps::at(&at_a());
+    assert_eq!(s.move_to(C, false), [(A, 1, false)]);
+    s.restart(2);
+    assert_eq!(s.move_to(A, false), [(A, 1, false), (C, 2, false)]);
+    let effects = s.m.handle(Input::Connected { node: NodeId::Scvm(A) }, BootNs(s.now));
+    assert_eq!(effects, [], "A is not shut for itself to open, and does not open before C is shut");
+    assert_eq!(s.move_to(B, false), [(A, 1, false), (C, 2, false)]);
+    assert_eq!(admits(&s.fenced(C, 2)), []);
+    assert_eq!(admits(&s.fenced(A, 1)), [(NodeId::Scvm(B), 4)]);
+}
+
+/// The same of a target that is asked for again, and then left.
+#[test]
+fn a_target_asked_for_twice_and_left_is_still_fenced() {
+    let mut s = Steps::at(&at_a());
+    assert_eq!(s.move_to(C, true), [(A, 1, false)]);
+    s.restart(2);
+    assert_eq!(s.move_to(C, false), [(A, 1, false), (C, 2, false)]);
+    assert_eq!(s.move_to(B, false), [(A, 1, false), (C, 2, false)]);
+    assert_eq!(admits(&s.fenced(A, 1)), []);
+    assert_eq!(admits(&s.fenced(C, 2)), [(NodeId::Scvm(B), 4)]);
+}
+
+/// A target that may have been admitted is fenced at that epoch; what was proven of an earlier one is outdated.
+#[test]
+fn a_later_admission_outdates_an_earlier_proof() {
+    let mut s = Steps::at(&at_a());
+    s.move_to(C, false);
+    s.restart(2);
+    s.move_to(A, false);
+    assert_eq!(admits(&s.fenced(A, 1)), [], "true, but not what A waits for");
+    assert_eq!(admits(&s.fenced(C, 2)), [(NodeId::Scvm(A), 3)]);
+    assert_eq!(s.move_to(B, false), [(C, 2, true), (A, 3, false)]);
+}
