@@ -198,9 +198,16 @@ impl Driver {
 
     fn input(&mut self, input: Input, mut answer: Option<oneshot::Sender<MetaReply>>) {
         let now = clock::now();
+        let from = match &input {
+            Input::Message { from, .. } => Some(*from),
+            _ => None,
+        };
         for effect in self.master.handle(input, now) {
             match effect {
-                Effect::Reply { reply, .. } => {
+                Effect::Reply { mut reply, .. } => {
+                    if let MetaReply::Session { orders_to, .. } = &mut reply {
+                        *orders_to = from.and_then(|node| self.seqs.get(&node)).copied().unwrap_or(0);
+                    }
                     match &reply {
                         MetaReply::Refused { error } => self.metrics.reject(reason(error)),
                         _ => {

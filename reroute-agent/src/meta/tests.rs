@@ -340,6 +340,28 @@ async fn forged_push_lines_are_dropped() {
     server.abort();
 }
 
+/// What was ordered before a session is told from what is ordered in it; what still holds is ordered again.
+#[tokio::test]
+async fn a_session_names_the_orders_from_before_it() {
+    let dir = Dir::new("meta-orders");
+    let config = config(&dir, "c1", &[free_port()], "");
+    let meta = Running::start(&config).await;
+    let mut scvm = Agent::start(&config, NodeId::Scvm(A));
+    let open = ToMeta::SessionOpen { boot: Incarnation(1), health: well() };
+    scvm.send(open.clone()).await;
+    ask(&Agent::start(&config, HOST), 0, A).await;
+    let prepare = |e: &LinkEvent| match e {
+        LinkEvent::Order(FromMeta { seq, order: Order::Prepare { .. }, .. }) => Some(*seq),
+        _ => None,
+    };
+    let before = scvm.event("Prepare", prepare).await;
+    let MetaReply::Session { orders_to, .. } = scvm.send(open).await else { panic!("no session") };
+    assert!(before > 0 && orders_to >= before, "{before} {orders_to}");
+    let again = scvm.event("Prepare again", |e| prepare(e).filter(|seq| *seq > orders_to)).await;
+    assert!(again > before);
+    meta.stop().await;
+}
+
 #[tokio::test]
 async fn one_store_one_cluster_one_meta() {
     let dir = Dir::new("meta-two");

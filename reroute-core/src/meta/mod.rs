@@ -76,7 +76,7 @@ pub enum Input {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Effect {
-    /// Exactly one per [`Input::Message`].
+    /// Exactly one per [`Input::Message`]. Whoever numbers the pushes fills in [`MetaReply::Session`]'s `orders_to`.
     Reply {
         request: RequestId,
         reply: MetaReply,

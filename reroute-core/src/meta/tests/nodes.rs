@@ -82,10 +82,12 @@ impl World {
             return;
         }
         match reply {
-            MetaReply::Session { term, logins, .. } => {
+            MetaReply::Session { term, logins, orders_to } => {
                 if s.term.is_some_and(|t| t > term) {
                     return;
                 }
+                let before = if s.term == Some(term) { s.orders_to } else { 0 };
+                s.orders_to = before.max(orders_to);
                 s.term = Some(term);
                 s.session_deadline = s.session_deadline.max(sent + lease);
                 let listed = logins.iter().find(|(h, _)| *h == X).map(|(_, e)| e.0);
@@ -107,9 +109,14 @@ impl World {
         }
     }
 
-    pub(super) fn scvm_obeys(&mut self, id: ScvmId, _term: Term, order: Order) {
+    pub(super) fn scvm_obeys(&mut self, id: ScvmId, term: Term, seq: u64, order: Order) {
+        let now = self.now;
         let s = self.scvms.get_mut(&id).expect("configured");
         if !s.up {
+            return;
+        }
+        let in_session = s.term == Some(term) && now < s.session_deadline && seq > s.orders_to;
+        if matches!(order, Order::Prepare { .. } | Order::Admit { .. }) && !in_session {
             return;
         }
         let answer = match order {

@@ -17,6 +17,8 @@ pub struct Scvm {
     pub up: bool,
     pub(super) incarnation: u64,
     pub(super) term: Option<Term>,
+    /// Orders up to this number came before the session.
+    pub(super) orders_to: u64,
     pub(super) session_deadline: u64,
     pub(super) affirm_deadline: u64,
     /// Admitted by an order that came after the session was asked for.
@@ -41,7 +43,7 @@ pub struct Host {
 pub(super) enum Packet {
     ToMeta { from: NodeId, incarnation: u64, seq: u64, msg: ToMeta, sent: u64 },
     Reply { to: NodeId, reply: MetaReply, sent: u64, incarnation: u64 },
-    Push { to: NodeId, term: Term, order: Order },
+    Push { to: NodeId, term: Term, seq: u64, order: Order },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,6 +64,8 @@ pub struct World {
     pub store: BTreeMap<HostId, Versioned>,
     pending: Option<(HostId, Option<u64>, Record)>,
     pub(super) network: Vec<Packet>,
+    /// The last number of a push, per node.
+    pub(super) seqs: BTreeMap<NodeId, u64>,
     requests: BTreeMap<u64, (NodeId, u64, u64)>,
     pub(super) next: u64,
     pub scvms: BTreeMap<ScvmId, Scvm>,
@@ -81,6 +85,7 @@ impl World {
             store: BTreeMap::new(),
             pending: None,
             network: Vec::new(),
+            seqs: BTreeMap::new(),
             requests: BTreeMap::new(),
             next: 0,
             scvms: [A, B, C].map(|s| (s, up.clone())).into(),
@@ -137,10 +142,11 @@ impl World {
 
     fn effect(&mut self, effect: Effect) {
         match effect {
-            Effect::Reply { request, reply } => {
+            Effect::Reply { request, mut reply } => {
                 let (to, sent, incarnation) = self.requests.remove(&request.0).expect("answered once");
-                if let MetaReply::Session { logins, .. } = &reply {
-                    for (_, epoch) in logins {
+                if let MetaReply::Session { logins, orders_to, .. } = &mut reply {
+                    *orders_to = self.seqs.get(&to).copied().unwrap_or(0);
+                    for (_, epoch) in logins.iter() {
                         let record = self.record().expect("stored before it is told");
                         // The old server goes on until it is shut, and the record asks for that.
                         let old = |f: &Fencing| {
@@ -174,13 +180,23 @@ impl World {
                     _ => {}
                 }
                 let term = self.master.term();
-                self.network.push(Packet::Push { to: node, term, order });
+                let seq = self.seqs.entry(node).or_default();
+                *seq += 1;
+                self.network.push(Packet::Push { to: node, term, seq: *seq, order });
             }
             Effect::Store { host, expected, record } => {
                 assert!(self.pending.is_none(), "one store at a time per host");
                 self.pending = Some((host, expected, record));
             }
-            Effect::Journal(event) => self.journal.push(event),
+            Effect::Journal(event) => {
+                // What it may still execute, the storage refuses.
+                if let Event::FenceProven { scvm, epoch, proof: FenceProof::LeaseExpiredStorage, .. } = &event
+                    && let Some(s) = self.scvms.get_mut(scvm)
+                {
+                    s.called &= s.word.epoch > epoch.0;
+                }
+                self.journal.push(event);
+            }
         }
     }
 
@@ -252,6 +268,7 @@ impl World {
             self.store.insert(host, Versioned { version: expected.unwrap_or(0) + 1, record });
         }
         self.requests.clear();
+        self.seqs.clear();
         self.term += 1;
         self.master = SessionMaster::new(settings(self.term), self.store.clone(), BootNs(self.now));
     }
@@ -279,7 +296,7 @@ impl World {
                 self.scvm_hears_reply(id, reply, sent, incarnation);
             }
             Packet::Reply { .. } => {}
-            Packet::Push { to: NodeId::Scvm(id), term, order } => self.scvm_obeys(id, term, order),
+            Packet::Push { to: NodeId::Scvm(id), term, seq, order } => self.scvm_obeys(id, term, seq, order),
             Packet::Push { to: NodeId::Host(_), order, .. } => self.host_obeys(order),
         }
         self.check();
