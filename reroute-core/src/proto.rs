@@ -200,6 +200,8 @@ pub enum FenceProof {
     KernelIdle,
     /// The old server's agent: closed, and every call in progress was answered.
     Drained,
+    /// It was a target only: the host had no route to it and affirmed it never; its session lease ran out.
+    NeverServed,
     /// Closed, and the server process is dead and reaped (it had died by itself).
     ProcessDead,
     /// Closed, and the server process was killed and reaped.
@@ -218,6 +220,7 @@ impl FenceProof {
             | FenceProof::SameServer
             | FenceProof::KernelIdle
             | FenceProof::Drained => "",
+            FenceProof::NeverServed => "a clock beyond drift",
             FenceProof::ProcessDead | FenceProof::Killed => {
                 "writes the dead server had handed to other processes"
             }

@@ -59,6 +59,7 @@ impl SessionMaster {
             FenceProof::FirstLogin
             | FenceProof::SameServer
             | FenceProof::KernelIdle
+            | FenceProof::NeverServed
             | FenceProof::LeaseExpiredStorage => false,
         };
         if !allowed {
@@ -290,11 +291,13 @@ impl SessionMaster {
         }
     }
 
-    /// Both leases have run out, by our clock and drift, and the storage refuses what the old owner still writes.
+    /// Leases have run out, by our clock and drift. Of one that served: both, and the storage refuses what it still
+    /// writes. Of one that was a target only, there is no lease but its session's, and nothing to write.
     fn expire(&mut self, id: HostId, now: BootNs, out: &mut Vec<Effect>) {
         let Some(host) = self.hosts.get(&id) else { return };
         let Some(record) = host.record() else { return };
-        let affirmed = match (record.from, host.released) {
+        let from = record.from;
+        let affirmed = match (from, host.released) {
             // Never told At before this: never affirmed anybody.
             (None, _) => false,
             (Some(from), Some((epoch, heard))) => {
@@ -302,13 +305,17 @@ impl SessionMaster {
             }
             (Some(_), None) => true,
         };
-        if affirmed {
-            return;
-        }
         let open: Vec<Fencing> = record.required().filter(|f| !host.is_proven(f)).cloned().collect();
         for f in open {
-            if self.policy(f.scvm) == Some(FencePolicy::Storage) && self.session_expired(f.scvm, now) {
-                let _ = self.prove(id, f.scvm, f.epoch, FenceProof::LeaseExpiredStorage, now, out);
+            let proof = if from.is_some_and(|from| f.scvm != from.scvm && f.epoch > from.epoch) {
+                FenceProof::NeverServed
+            } else if !affirmed && self.policy(f.scvm) == Some(FencePolicy::Storage) {
+                FenceProof::LeaseExpiredStorage
+            } else {
+                continue;
+            };
+            if self.session_expired(f.scvm, now) {
+                let _ = self.prove(id, f.scvm, f.epoch, proof, now, out);
             }
         }
     }

@@ -1,7 +1,7 @@
 //! Moves that are overtaken by moves, in small steps.
 
 use super::table::{at_a, send};
-use super::world::World;
+use super::world::{Packet, StoreOutcome, World};
 use super::*;
 
 /// The master in small steps: a move is asked for, its target makes ready, the record is stored (and returned).
@@ -104,4 +104,44 @@ fn a_later_admission_outdates_an_earlier_proof() {
     assert_eq!(admits(&s.fenced(A, 1)), [], "true, but not what A waits for");
     assert_eq!(admits(&s.fenced(C, 2)), [(NodeId::Scvm(A), 3)]);
     assert_eq!(s.move_to(B, false), [(C, 2, true), (A, 3, false)]);
+}
+
+/// A target that died before the host ever had a route to it holds nobody up, whatever its policy: the host goes back
+/// when its session lease has run out, and not before.
+#[test]
+fn a_target_that_never_served_is_passed_over_after_its_lease() {
+    let mut w = at_a();
+    w.ask(B, false);
+    let is_admit = |p: &Packet| matches!(p, Packet::Push { order: Order::Admit { .. }, .. });
+    while !w.network.iter().any(is_admit) {
+        w.deliver(0, false);
+        w.store(StoreOutcome::Done);
+    }
+    w.power(B);
+    let died = w.now;
+    w.ask(A, false);
+    w.calm_until("back at A", |w| w.stands_at() == Some(A));
+    let state = &w.record().expect("stored").login.state;
+    assert_eq!(*state, LoginState::At { scvm: A, epoch: Epoch(3), proof: FenceProof::NeverServed });
+    assert!(w.now - died > 500 * MS, "not before the session lease had run out");
+}
+
+/// The server that had the login has served, at whatever later epoch it is fenced.
+#[test]
+fn a_server_gone_back_to_is_not_one_that_never_served() {
+    let mut w = at_a();
+    w.ask(B, false);
+    w.calm_until("at B", |w| w.stands_at() == Some(B));
+    let mut s = Steps::at(&w);
+    s.move_to(C, false);
+    s.restart(2);
+    s.move_to(B, false);
+    assert_eq!(admits(&s.fenced(C, 3)), [(NodeId::Scvm(B), 4)]);
+    assert_eq!(s.move_to(A, false), [(C, 3, true), (B, 4, false)]);
+    s.say(NodeId::Host(X), ToMeta::Released { epoch: Epoch(2) });
+    for _ in 0..100 {
+        s.now += 100 * MS;
+        let effects = s.m.handle(Input::Tick, BootNs(s.now));
+        assert_eq!(admits(&effects), [], "policy kill: its own agent has to say so");
+    }
 }
