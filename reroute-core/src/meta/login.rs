@@ -54,6 +54,8 @@ pub(super) struct Facts {
     pub(super) revoked: BTreeSet<ScvmId>,
     /// The old server waits for calls in progress, or the target cannot admit.
     pub(super) stuck: bool,
+    /// An old server can never say that it has drained.
+    pub(super) undrainable: bool,
 }
 
 impl HostLogin {

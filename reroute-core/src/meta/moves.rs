@@ -108,13 +108,18 @@ impl SessionMaster {
         now: BootNs,
         out: &mut Vec<Effect>,
     ) -> Result<(), Refusal> {
+        // No reply will ever come for an orphan, and in a planned move nobody is killed.
+        let undrainable =
+            orphans > 0 && matches!(self.policy(scvm), Some(FencePolicy::Kill | FencePolicy::Wait));
         let host = self.hosts.get_mut(&id).ok_or(Refusal::UnknownNode { node: NodeId::Host(id) })?;
         let Some(entry) = host.awaited(scvm, epoch)? else { return Ok(()) };
         // What the target still has to drain does not keep it from opening.
         if host.record().and_then(Record::moving_to) == Some(scvm) {
             return Ok(());
         }
-        if !host.is_proven(&entry) && !host.facts.stuck {
+        let proven = host.is_proven(&entry);
+        host.facts.undrainable |= undrainable && !proven;
+        if !proven && !host.facts.stuck {
             host.facts.stuck = true;
             let what = format!(
                 "{scvm} is shut for {id} at {epoch}, but {in_progress} calls in progress and {orphans} orphans are not covered: {why}"
@@ -330,8 +335,9 @@ impl SessionMaster {
         let LoginState::Moving { to, planned: true, .. } = record.login.state else { return };
         let Some(from) = record.from.filter(|f| f.scvm != to) else { return };
         let took = now.since(host.since);
-        let over =
-            (host.facts.stuck && (took >= drain || host.is_open())) || took >= drain.saturating_add(grace);
+        let over = host.facts.undrainable
+            || (host.facts.stuck && (took >= drain || host.is_open()))
+            || took >= drain.saturating_add(grace);
         if !over || host.storing.is_some() || now < host.store_again || host.facts.admitted {
             return;
         }

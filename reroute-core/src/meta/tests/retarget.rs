@@ -145,3 +145,27 @@ fn a_server_gone_back_to_is_not_one_that_never_served() {
         assert_eq!(admits(&effects), [], "policy kill: its own agent has to say so");
     }
 }
+
+/// A planned move whose old server has orphans that only a kill could cover goes back at once; one that only has to
+/// wait for replies, or whose storage covers them, goes on.
+#[test]
+fn a_planned_move_that_can_never_drain_goes_back_at_once() {
+    for (from, to, orphans, back) in [(B, C, 1, true), (B, C, 0, false), (C, B, 1, false)] {
+        let mut w = at_a();
+        w.ask(from, false);
+        w.calm_until("there", |w| w.stands_at() == Some(from));
+        let mut s = Steps::at(&w);
+        s.move_to(to, true);
+        let why = "test".to_string();
+        let waits = ToMeta::FenceWaits { host: X, epoch: Epoch(2), in_progress: orphans, orphans, why };
+        let effects = s.say(NodeId::Scvm(from), waits);
+        let stores = effects.iter().any(|e| matches!(e, Effect::Store { .. }));
+        assert_eq!(stores, back, "{from} {orphans}: {effects:?}");
+        if back {
+            s.take(&effects);
+            assert_eq!((s.stored.record.moving_to(), s.stored.record.epoch()), (Some(from), Epoch(4)));
+            let effects = s.m.handle(Input::Connected { node: NodeId::Scvm(from) }, BootNs(s.now));
+            assert_eq!(admits(&effects), [(NodeId::Scvm(from), 4)], "it serves again");
+        }
+    }
+}
