@@ -154,7 +154,8 @@ fn settings(config: &Config, opened: &Opened) -> Settings {
         hosts: config.cluster.host_infos(),
         keepalive_ns: ns(t.keepalive_ms),
         session_ns: ns(t.session_ms),
-        longest_session_ns: ns(t.session_ms.max(t.session_no_agent_ms)),
+        // The longer lease is for clients without an agent, and none can be configured: every host has one.
+        longest_session_ns: ns(t.session_ms),
         affirm_ns: ns(t.affirm_ms),
         planned_drain_ns: ns(t.planned_drain_ms),
         resend_ns: ns(RESEND_MS),
