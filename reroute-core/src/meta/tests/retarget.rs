@@ -169,3 +169,48 @@ fn a_planned_move_that_can_never_drain_goes_back_at_once() {
         }
     }
 }
+
+/// A target that was told to admit and not heard of again is passed over when its lease has run out. The order turns
+/// up after all, when it has a session again.
+#[test]
+fn an_order_from_before_the_session_opens_nobody() {
+    let mut w = at_a();
+    w.ask(C, false);
+    // All but the order to admit arrives; then C is cut off for as long as its lease lasts.
+    let is_admit = |p: &Packet| matches!(p, Packet::Push { order: Order::Admit { .. }, .. });
+    for _ in 0..100 {
+        w.store(StoreOutcome::Done);
+        match w.network.iter().position(|p| !is_admit(p)) {
+            Some(at) => w.deliver(at, false),
+            None => break,
+        }
+    }
+    let late = w.network.pop().filter(is_admit).expect("C was told to admit");
+    let cut = |p: &Packet| match p {
+        Packet::ToMeta { from: node, .. }
+        | Packet::Reply { to: node, .. }
+        | Packet::Push { to: node, .. } => *node == NodeId::Scvm(C),
+    };
+    w.ask(A, false);
+    for _ in 0..60 {
+        w.pulse();
+        w.report();
+        w.beat(A);
+        while let Some(at) = w.network.iter().position(|p| !cut(p)) {
+            w.deliver(at, false);
+            w.store(StoreOutcome::Done);
+        }
+        w.network.clear();
+        w.pass(50 * MS);
+    }
+    assert_eq!(w.stands_at(), Some(A), "{:?}", w.record());
+    w.calm_round();
+    w.calm_round();
+    w.network.push(late);
+    w.deliver(0, false);
+    assert_eq!(w.scvms[&C].word, Default::default(), "it opens nobody");
+    w.check();
+    // A later one is under a new number.
+    w.ask(C, false);
+    w.calm_until("at C", |w| w.stands_at() == Some(C));
+}
