@@ -46,7 +46,8 @@ fn fails_over_and_returns(fault: &str) -> FenceProof {
     let (reset_at, count) = first(&journal, injected.at, "sockets reset", reset);
     let order = [proven_at, admitted_at, route_at, reset_at];
     assert!(order.is_sorted(), "{}", story(&journal, injected.at));
-    assert!(count >= 1, "the client's connection was reset");
+    // A server that dies by itself may take the connection along before it is fenced; a fenced one may not.
+    assert!(count >= 1 || fault == "server-killed", "the client's connection was reset");
 
     let healed_at = now();
     lab.heal().expect("heal");

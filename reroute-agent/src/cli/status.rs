@@ -127,8 +127,11 @@ fn logins(view: &ClusterView, names: &Names) -> String {
         let (stands, proof) = match &l.login.state {
             LoginState::At { scvm, proof, .. } => (format!("at {}", names.scvm(*scvm)), word(proof)),
             LoginState::Moving { fencing, to, planned, .. } => {
-                let open: Vec<String> =
-                    fencing.iter().filter(|f| f.proof.is_none()).map(|f| names.scvm(f.scvm)).collect();
+                let open: Vec<String> = fencing
+                    .iter()
+                    .filter(|f| f.proof.is_none() && f.scvm != *to)
+                    .map(|f| names.scvm(f.scvm))
+                    .collect();
                 let waits = match open.is_empty() {
                     true => format!("waits for {} to admit", names.scvm(*to)),
                     false => format!("waits for the fence of {}", open.join(", ")),

@@ -86,8 +86,11 @@ fn apply(world: &mut World, meta: &mut Meta, op: &Op) {
             let asked = world.asks().len();
             let quiet = before.down.is_empty() && before.late_ns == 0 && !before.machine.is_urgent();
             let well = before.facts.values().all(Facts::is_well);
+            // Without carrier of its own the host knows already whose fault it is.
+            let wired =
+                [Network::Storage, Network::Management].into_iter().all(|n| before.machine.has_carrier(n));
             world.run(ms * MS);
-            if quiet && well && matches!(before.machine.phase, phase::Phase::Settled) {
+            if quiet && well && wired && matches!(before.machine.phase, phase::Phase::Settled) {
                 let news = &world.asks()[asked..];
                 let unplanned =
                     news.iter().filter(|m| matches!(m, ToMeta::Move { planned: false, .. })).count();
