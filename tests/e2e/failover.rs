@@ -75,7 +75,8 @@ fn server_hung_is_killed_and_reaped_before_the_next_one_opens() {
 #[test]
 fn storage_link_cut() {
     let proof = fails_over_and_returns("storage-link-cut");
-    assert!(matches!(proof, FenceProof::KernelIdle | FenceProof::Drained), "{proof:?}");
+    // Idle at that moment, or with replies that can no longer leave: then its death is the proof.
+    assert!(matches!(proof, FenceProof::KernelIdle | FenceProof::Drained | FenceProof::Killed), "{proof:?}");
 }
 
 /// Policy `kill` by the lab's own record: the old process had ended when the new epoch was admitted.

@@ -4,8 +4,9 @@ use super::Settings;
 use super::server::{Probed, Server};
 use crate::ids::*;
 
-/// Calls of a host that is shut out are waited for this long, if the server answers otherwise.
-pub const UNANSWERED_NS: u64 = 5 * SEC;
+/// Calls of a host that is shut out are waited for this long, if the server answers otherwise and replies leave for
+/// nobody: longer than a slow disk takes, short beside what the host's virtual machines endure.
+pub const UNANSWERED_NS: u64 = 300 * MS;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Judgement {
@@ -24,8 +25,8 @@ pub fn evidence_from(settings: &Settings, server: &Server, fenced_at: BootNs) ->
 }
 
 /// Quiet is not hung: with its only client cut off, a healthy server sends no reply either. So it is asked, and
-/// killed only if it gives no answer and nobody has got a reply since. But one call must not keep a host shut out
-/// for ever.
+/// killed only if it gives no answer and nobody has got a reply since, or if its replies cannot leave. But one call
+/// must not keep a host shut out for ever.
 pub fn judge(settings: &Settings, server: &Server, fenced_at: BootNs, now: BootNs) -> Judgement {
     if !server.is_alive() {
         return Judgement::Spare("no server process is known that could be killed");
@@ -42,10 +43,16 @@ pub fn judge(settings: &Settings, server: &Server, fenced_at: BootNs, now: BootN
     if hung {
         return Judgement::Kill(format!("a NULL call failed, no reply to anybody for {quiet} ms"));
     }
-    if now.since(fenced_at) >= UNANSWERED_NS {
+    // Replies that are in its sockets already will not leave them.
+    if server.no_carrier.contains(&Network::Storage) {
+        return Judgement::Kill(format!(
+            "the storage NIC has no carrier, no reply to anybody for {quiet} ms"
+        ));
+    }
+    if now.since(fenced_at.max(last_reply)) >= UNANSWERED_NS {
         let limit = UNANSWERED_NS / MS;
         return Judgement::Kill(format!(
-            "unanswered {limit} ms after the fence, no reply to anybody for {quiet} ms"
+            "unanswered {limit} ms since the fence and the last reply, no reply to anybody for {quiet} ms"
         ));
     }
     match probe {
