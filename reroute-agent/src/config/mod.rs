@@ -1,6 +1,8 @@
 //! The configuration file (TOML). One file serves every role: `[cluster]` is the same on all nodes, the section of
 //! the role is the node's own. Unknown keys are errors; nothing is guessed from a missing value.
 
+mod check;
+
 use reroute_core::ids::{FencePolicy, HostId, HostInfo, MS, Network, ScvmId, ScvmInfo};
 use serde::Deserialize;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -366,89 +368,6 @@ impl Config {
     }
     fn bad(&self, key: impl Into<String>, why: impl Into<String>) -> ConfigError {
         ConfigError::Value { path: self.path.clone(), key: key.into(), why: why.into() }
-    }
-
-    fn check(&self) -> Result<(), ConfigError> {
-        let c = &self.cluster;
-        if c.id.is_empty() {
-            return Err(self.bad("cluster.id", "must not be empty"));
-        }
-        if c.service_port == 0 {
-            return Err(self.bad("cluster.service_port", "port 0 cannot be served: NFS uses 2049"));
-        }
-        if c.meta.is_empty() {
-            return Err(self.bad("cluster.meta", "name at least one address of Meta"));
-        }
-        let listens = self.meta.iter().flat_map(|m| m.listen.iter().chain(m.metrics.iter()));
-        let metrics = self.scvm.iter().flat_map(|s| s.metrics.iter());
-        let host_metrics = self.host.iter().flat_map(|h| h.metrics.iter());
-        for address in c.meta.iter().chain(listens).chain(metrics).chain(host_metrics) {
-            if address.port() == 0 {
-                return Err(self.bad("port", format!("{address}: port 0 names no service")));
-            }
-        }
-        if c.scvms.is_empty() {
-            return Err(self.bad("cluster.scvms", "name at least one SCVM"));
-        }
-        for s in &c.scvms {
-            if s.id.0 == 0 || c.scvms.iter().filter(|o| o.id == s.id).count() > 1 {
-                return Err(self.bad("cluster.scvms.id", format!("{}: ids start at 1 and are unique", s.id)));
-            }
-        }
-        for h in &c.hosts {
-            if h.id.0 == 0 || c.hosts.iter().filter(|o| o.id == h.id).count() > 1 {
-                return Err(self.bad("cluster.hosts.id", format!("{}: ids start at 1 and are unique", h.id)));
-            }
-            if c.scvm(h.local_scvm).is_none() {
-                return Err(self.bad(
-                    "cluster.hosts.local_scvm",
-                    format!("{} is not among [[cluster.scvms]]", h.local_scvm),
-                ));
-            }
-        }
-        self.check_addresses()?;
-        let t = &self.timing;
-        for (key, value) in [
-            ("timing.pulse_ms", t.pulse_ms),
-            ("timing.standby_pulse_ms", t.standby_pulse_ms),
-            ("timing.keepalive_ms", t.keepalive_ms),
-            ("timing.timer_us", t.timer_us),
-            ("timing.silent_ms", t.silent_ms),
-            ("timing.unanswered_ms", t.unanswered_ms),
-            ("timing.null_rpc_ms", t.null_rpc_ms),
-        ] {
-            if value == 0 {
-                return Err(self.bad(key, "must be more than 0"));
-            }
-        }
-        for (key, lease, beat) in [
-            ("timing.affirm_ms", t.affirm_ms, t.pulse_ms),
-            ("timing.session_ms", t.session_ms, t.keepalive_ms),
-            ("timing.path_lost_ms", t.path_lost_ms, t.pulse_ms),
-        ] {
-            if lease < 3 * beat {
-                return Err(self.bad(key, format!("{lease} ms must hold at least three beats of {beat} ms")));
-            }
-        }
-        Ok(())
-    }
-
-    /// An address stands for one node: two that claim it could be taken for each other.
-    fn check_addresses(&self) -> Result<(), ConfigError> {
-        let c = &self.cluster;
-        let hosts = c.hosts.iter().flat_map(|h| [(h.storage, &h.name), (h.management, &h.name)]);
-        let scvms = c.scvms.iter().flat_map(|s| [(s.storage, &s.name), (s.management, &s.name)]);
-        let mut seen: Vec<(Ipv4Addr, &String)> = Vec::new();
-        for (address, name) in hosts.chain(scvms) {
-            if let Some((_, other)) = seen.iter().find(|(a, _)| *a == address) {
-                return Err(self.bad("cluster", format!("{address} is claimed by both {other} and {name}")));
-            }
-            if address == c.service_address {
-                return Err(self.bad("cluster", format!("{address} of {name} is the service address")));
-            }
-            seen.push((address, name));
-        }
-        Ok(())
     }
 }
 
