@@ -30,7 +30,7 @@ fn weight(host: HostId, scvm: ScvmId) -> u64 {
     z ^ (z >> 31)
 }
 
-/// Moves per time: four at once, then one per 10 s. A server that has conclusively failed is left without asking.
+/// Moves per time: six at once, then one per 5 s. Returns are held back by [`HoldDown`] besides. A server that has conclusively failed is left without asking.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Budget {
     tokens: u32,
@@ -38,8 +38,8 @@ pub(super) struct Budget {
 }
 
 impl Budget {
-    const BURST: u32 = 4;
-    const REFILL_NS: u64 = 10 * SEC;
+    const BURST: u32 = 6;
+    const REFILL_NS: u64 = 5 * SEC;
 
     pub fn new(now: BootNs) -> Budget {
         Budget { tokens: Self::BURST, filled_at: now }
@@ -130,14 +130,14 @@ mod tests {
     }
 
     #[test]
-    fn four_moves_then_one_per_ten_seconds() {
+    fn six_moves_then_one_per_five_seconds() {
         let mut budget = Budget::new(BootNs(0));
-        for _ in 0..4 {
+        for _ in 0..6 {
             assert!(budget.left(BootNs(SEC)) > 0);
             budget.spend(BootNs(SEC));
         }
-        assert_eq!(budget.left(BootNs(9 * SEC)), 0);
-        assert_eq!(budget.left(BootNs(10 * SEC)), 1);
-        assert_eq!(budget.left(BootNs(1000 * SEC)), 4);
+        assert_eq!(budget.left(BootNs(4 * SEC)), 0);
+        assert_eq!(budget.left(BootNs(5 * SEC)), 1);
+        assert_eq!(budget.left(BootNs(1000 * SEC)), 6);
     }
 }

@@ -126,7 +126,7 @@ impl Machine {
             causes.push("Meta is out of reach");
         }
         if self.budget.left(now) == 0 {
-            causes.push("the budget of moves is used up (one more every 10 s)");
+            causes.push("the budget of moves is used up (one more every 5 s)");
         }
         self.fault("stays", format!("{here} is lost, but {}", causes.join(", and ")), fx);
     }

@@ -339,12 +339,12 @@ fn who_stays_on_a_lost_path_says_why() {
     assert_eq!(world.faults().len(), 1, "said once");
 
     let mut world = World::settled();
-    for _ in 0..4 {
+    for _ in 0..6 {
         world.machine.budget.spend(world.now);
     }
     lost(&mut world);
     world.run(2 * SEC);
-    assert!(why(&world).ends_with("but the budget of moves is used up (one more every 10 s)"));
+    assert!(why(&world).ends_with("but the budget of moves is used up (one more every 5 s)"));
     assert_eq!(world.asks(), []);
     world.run(10 * SEC);
     assert!(!world.asks().is_empty());
