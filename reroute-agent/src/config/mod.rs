@@ -8,13 +8,13 @@ use serde::Deserialize;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
-/// What is wrong with a configuration. Every one ends the process with exit code 2 before anything was touched.
+/// What is wrong with a configuration (`{:#}` says it all, its source included). Every one ends the process with exit code 2 before anything was touched.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    #[error("config {path}: cannot be read: {source}")]
+    #[error("config {path}: cannot be read")]
     Unreadable { path: PathBuf, source: std::io::Error },
     /// Syntax, unknown keys, values of the wrong kind (an address that is not one): toml names line and key.
-    #[error("config {path}: {source}")]
+    #[error("config {path}")]
     Syntax { path: PathBuf, source: Box<toml::de::Error> },
     #[error("config {path}: {key}: {why}")]
     Value { path: PathBuf, key: String, why: String },
