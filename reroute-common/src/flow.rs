@@ -2,8 +2,12 @@
 
 /// Calls tracked per connection: a power of two, indexed by XID (clients count XIDs up).
 pub const CALL_SLOTS: usize = 64;
-/// Holes followed at one time, per connection: a power of two.
-pub const HOLES: usize = 4;
+/// Bytes of a segment that came out of order, in one [`Piece`].
+pub const PIECE_BYTES: usize = 2048;
+/// Pieces for all connections: a power of two.
+pub const MAX_PIECES: u32 = 4096;
+/// Pieces that one connection may hold: 1 MiB.
+pub const FLOW_PIECES: u32 = 512;
 /// Lines of the flow table: a power of two.
 pub const MAX_FLOWS: u32 = 16384;
 
@@ -29,6 +33,8 @@ pub mod stream {
     pub const FIN: u32 = 8;
     /// Calls may have been missed since the last time the stream held: counted as one orphan, once.
     pub const UNCERTAIN: u32 = 16;
+    /// Of `tx`: [`super::Flow::acked`] holds.
+    pub const ACKED: u32 = 32;
 }
 
 #[repr(C)]
@@ -64,18 +70,21 @@ pub struct Stream {
 }
 const _: () = assert!(size_of::<Stream>() == 80);
 
-/// A hole in the calls of a connection, followed on its own through what is sent again.
+/// Bytes that came before their turn, kept until the bytes before them have come.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Hole {
-    /// As `rx` stood where bytes went missing. Its `lost` says whether `rx` has found a record to go on from since.
-    pub stream: Stream,
-    /// The first byte beyond the hole.
-    pub end: u32,
-    /// Where `rx` went on.
-    pub resumed_at: u32,
+pub struct Piece {
+    /// Since when it is held, boot ns; 0: free.
+    pub held_at: u64,
+    /// Index of the line that holds it.
+    pub flow: u32,
+    /// The next piece of the same line, index + 1; 0: none.
+    pub next: u32,
+    pub seq: u32,
+    pub len: u32,
+    pub bytes: [u8; PIECE_BYTES],
 }
-const _: () = assert!(size_of::<Hole>() == 88);
+const _: () = assert!(size_of::<Piece>() == 24 + PIECE_BYTES);
 
 /// Ingress owns `rx`, egress owns `tx`; everything both sides touch is atomic.
 #[repr(C)]
@@ -97,15 +106,17 @@ pub struct Flow {
     pub check_at: u64,
     pub calls_seen: u64,
     pub replies_seen: u64,
-    /// Bit `i`: `holes[i]` is one.
-    pub open_holes: u32,
-    pub _pad: u32,
-    pub holes: [Hole; HOLES],
+    /// Pieces held, in the order they came: index + 1 of the first and of the last; 0: none.
+    pub first_piece: u32,
+    pub last_piece: u32,
+    pub pieces: u32,
+    /// The server's TCP has everything up to here: the last ACK number that left, if `tx` says [`stream::ACKED`].
+    pub acked: u32,
     /// A call in progress, or 0: see [`call`].
     pub calls: [u64; CALL_SLOTS],
 }
-const _: () = assert!(size_of::<Flow>() == 64 + 160 + 32 + 8 + 88 * HOLES + 8 * CALL_SLOTS);
-crate::pod!(FlowKey, Stream, Hole, Flow);
+const _: () = assert!(size_of::<Flow>() == 64 + 160 + 32 + 16 + 8 * CALL_SLOTS);
+crate::pod!(FlowKey, Stream, Piece, Flow);
 
 /// A call in progress, packed so that one atomic holds it: XID, class, and time in 4 µs units (30 bits: 71 minutes).
 pub mod call {

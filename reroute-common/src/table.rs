@@ -15,6 +15,7 @@ pub mod pin {
     pub const INTERFACES: &str = "INTERFACES";
     pub const FLOWS: &str = "FLOWS";
     pub const WAITING: &str = "WAITING";
+    pub const PIECES: &str = "PIECES";
     pub const SERVER: &str = "SERVER";
     pub const EVENTS: &str = "EVENTS";
     pub const TIMER: &str = "TIMER";
@@ -167,8 +168,12 @@ pub struct Server {
     pub foreign_packets: u64,
     /// Events that found the ring buffer full.
     pub lost_events: u64,
+    /// Segments held because they came before their turn.
+    pub held_segments: u64,
+    /// Where the search for a free piece goes on.
+    pub next_piece: u64,
 }
-const _: () = assert!(size_of::<Server>() == 96 + 8 * 10);
+const _: () = assert!(size_of::<Server>() == 96 + 8 * 12);
 crate::pod!(Config, AddressKey, Client, Server);
 
 const _: () = assert!(network::COUNT == 3);

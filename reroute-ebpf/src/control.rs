@@ -2,7 +2,7 @@
 
 use crate::cell::Shared;
 use crate::kernel::{self, repeat};
-use crate::{admit, at, flow, hole, maps, timer};
+use crate::{admit, at, flow, maps, timer};
 use core::ffi::c_void;
 use reroute_common::admission::{Word, rank};
 use reroute_common::control::{Command, MAGIC, op, result};
@@ -95,7 +95,6 @@ unsafe extern "C" fn forget_line(index: u32, state: *mut c_void) -> i64 {
     }
     let Some(client) = maps::client(at!(line.client).get()) else { return 0 };
     let is_new = at!(line.opened_at).get() > state.until;
-    hole::close_all(line);
     if !is_new {
         flow::forget(line, client);
     } else if flow::missed_any(line) {

@@ -42,6 +42,13 @@ pub fn egress<P: Packet>(packet: P, interface: u32) -> Verdict {
         at!(line.last_at).set(now);
         at!(tx.packets).set(at!(tx.packets).get() + segments as u64);
         at!(tx.bytes).set(at!(tx.bytes).get() + bytes as u64);
+        if frame.flags & tcp::ACK != 0 {
+            at!(line.acked).set(frame.acknowledgment);
+            let flags = at!(tx.flags).get();
+            if flags & bits::ACKED == 0 {
+                at!(tx.flags).set(flags | bits::ACKED);
+            }
+        }
         if frame.flags & tcp::SYN != 0 {
             stream::begin(tx, frame.sequence);
         } else if frame.payload_len > 0 {

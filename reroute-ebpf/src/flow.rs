@@ -5,7 +5,7 @@ use crate::cell::Shared;
 use crate::kernel::repeat;
 use crate::rpc::Call;
 use core::ffi::c_void;
-use reroute_common::flow::{CALL_SLOTS, Flow, FlowKey, MAX_FLOWS, call, state, stream};
+use reroute_common::flow::{CALL_SLOTS, Flow, FlowKey, MAX_FLOWS, Piece, call, state, stream};
 use reroute_common::table::{Client, Server};
 
 /// Lines a flow may stand in.
@@ -17,6 +17,7 @@ const IDLE: u64 = 60_000_000_000;
 pub trait Lines {
     fn line(&self, index: u32) -> Option<Shared<Flow>>;
     fn client(&self, slot: u32) -> Option<Shared<Client>>;
+    fn piece(&self, index: u32) -> Option<Shared<Piece>>;
     /// The same number, forgotten by the verifier: it need not follow each way of having found it.
     fn opaque(&self, number: u32) -> u32 {
         number
@@ -141,7 +142,7 @@ pub fn claim<L: Lines>(
     at!(line.replies_seen).set(0);
     reset_stream(at!(line.rx));
     reset_stream(at!(line.tx));
-    crate::hole::close_all(line);
+    crate::held::disown(line);
     at!(line.state).swap(state::OPEN);
     Some((best, line))
 }
@@ -171,7 +172,7 @@ pub fn reopen(line: Shared<Flow>, client: Shared<Client>, now: u64) {
     at!(line.replies_seen).set(0);
     reset_stream(at!(line.rx));
     reset_stream(at!(line.tx));
-    crate::hole::close_all(line);
+    crate::held::disown(line);
     at!(line.state).swap(state::OPEN);
 }
 
@@ -373,6 +374,9 @@ mod tests {
         }
         fn client(&self, slot: u32) -> Option<Shared<Client>> {
             self.clients.get(slot as usize).copied()
+        }
+        fn piece(&self, _: u32) -> Option<Shared<Piece>> {
+            None
         }
         fn wake(&self, index: u32) {
             self.woken.borrow_mut().push(index);

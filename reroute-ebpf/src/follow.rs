@@ -3,15 +3,15 @@
 use crate::at;
 use crate::cell::Shared;
 use crate::flow::{self, Lines};
-use crate::hole::{self, Meeting};
+use crate::held;
 use crate::kernel::repeat;
-use crate::packet::Packet;
+use crate::packet::{Bytes, Packet};
 use crate::rpc;
 use crate::stream::{self, Fit, Rest, Side, Step};
 use core::ffi::c_void;
 use reroute_common::admission::Word;
 use reroute_common::event::{Event, kind};
-use reroute_common::flow::{Flow, HOLES, Stream};
+use reroute_common::flow::{Flow, stream as bits};
 use reroute_common::table::{Client, Server};
 
 /// Steps through one segment: two per record, so even 64 KiB of the shortest replies fit.
@@ -36,11 +36,10 @@ pub struct Segment {
     pub len: u32,
 }
 
-struct Walk<P, L> {
-    packet: P,
+struct Walk<B, L> {
+    bytes: B,
     lines: L,
     place: Place,
-    stream: Shared<Stream>,
     rest: Rest,
     lost: u32,
 }
@@ -51,116 +50,60 @@ pub fn calls<P: Packet, L: Lines + Copy>(packet: P, lines: L, place: &Place, seg
     let line = place.line;
     let client = place.client;
     let rx = at!(line.rx);
-    if hole::any(line) {
-        let mut fill = Fill { packet, lines, place: *place, segment };
-        repeat(HOLES as u32, fill_step::<P, L>, &mut fill);
-    }
     let before = at!(rx.retransmitted).get();
-    let expected = at!(rx.next_seq).get();
     let fit = stream::enter(rx, segment.seq, segment.len);
     at!(client.rx_retransmitted).count(at!(rx.retransmitted).get() - before);
     let mut skip = 0;
     match fit {
         Fit::Old => return,
         Fit::New { skip: n } => skip = n,
-        Fit::Lost | Fit::Unsynced => {
-            if fit == Fit::Lost {
-                hole::open(line, expected, segment.seq, |number| lines.opaque(number));
-                lost_calls(place);
+        // The server's TCP keeps it until the bytes before it have come. So do we.
+        Fit::Ahead if !held::passed_us(line) && held::hold(packet, lines, place, segment) => return,
+        Fit::Ahead => {
+            if !stream::leap(rx, segment.seq, segment.len) {
+                lost_calls(lines, place);
             }
-            let peeked = stream::peek(&packet, rx, segment.offset, segment.len, rpc::CALL_HEAD);
-            if !peeked || !rpc::looks_like_call(rx) {
-                return;
-            }
-            stream::resync(rx);
-            hole::resumed(line, segment.seq);
         }
+        Fit::Unsynced => {}
+    }
+    if at!(rx.flags).get() & bits::SYNCED == 0 {
+        let peeked = stream::peek(&packet, rx, segment.offset, segment.len, rpc::CALL_HEAD);
+        if !peeked || !rpc::looks_like_call(rx) {
+            return;
+        }
+        stream::resync(rx);
     }
     let rest = Rest { offset: segment.offset + skip, left: segment.len - skip };
-    if !walk_calls(packet, lines, place, rx, rest) {
-        lost_calls(place);
+    if !walk_calls(packet, lines, place, rest) || !held::drain(lines, place) {
+        lost_calls(lines, place);
     }
 }
 
-struct Fill<P, L> {
-    packet: P,
-    lines: L,
-    place: Place,
-    segment: Segment,
-}
-
-/// Bytes that were missing. When a hole is full and the streams meet, its orphan goes: after the calls are counted.
-unsafe extern "C" fn fill_step<P: Packet, L: Lines + Copy>(index: u32, fill: *mut c_void) -> i64 {
-    // SAFETY: `repeat` hands over the state of `calls`.
-    let fill = unsafe { &mut *fill.cast::<Fill<P, L>>() };
-    let place = fill.place;
-    let (line, client) = (place.line, place.client);
-    if !hole::is_open(line, index) {
-        return 0;
-    }
-    let hole = at!(line.holes).element(index);
-    let followed = at!(hole.stream);
-    let segment = fill.segment;
-    let len = hole::share(hole, segment.seq, segment.len);
-    if len == 0 {
-        return 0;
-    }
-    let skip = match stream::enter(followed, segment.seq, len) {
-        Fit::New { skip } => skip,
-        Fit::Old => return 0,
-        // A hole within the hole.
-        Fit::Lost | Fit::Unsynced => {
-            hole::close(line, index);
-            return 0;
-        }
-    };
-    let rest = Rest { offset: segment.offset + skip, left: len - skip };
-    if !walk_calls(fill.packet, fill.lines, &place, followed, rest) {
-        hole::close(line, index);
-        return 0;
-    }
-    match hole::meet(line, index) {
-        Meeting::NotYet | Meeting::Torn => return 0,
-        Meeting::Seamless => {}
-        Meeting::SeamlessWithCall => {
-            let call = rpc::call(followed);
-            flow::accept(&fill.lines, (place.index, line), client, place.server, call, place.now);
-        }
-    }
-    at!(client.orphans).decrease(1);
-    0
-}
-
-/// Follows one segment through `stream`. False: it holds something else than records.
+/// Follows bytes that are next in the stream of calls. False: they hold something else than records.
 #[inline(always)]
-fn walk_calls<P: Packet, L: Lines + Copy>(
-    packet: P,
-    lines: L,
-    place: &Place,
-    stream: Shared<Stream>,
-    rest: Rest,
-) -> bool {
-    let mut walk = Walk { packet, lines, place: *place, stream, rest, lost: 0 };
-    repeat(MAX_STEPS, call_step::<P, L>, &mut walk);
+pub fn walk_calls<B: Bytes, L: Lines + Copy>(bytes: B, lines: L, place: &Place, rest: Rest) -> bool {
+    let mut walk = Walk { bytes, lines, place: *place, rest, lost: 0 };
+    repeat(MAX_STEPS, call_step::<B, L>, &mut walk);
     walk.lost == 0
 }
 
 #[inline(always)]
-fn lost_calls(place: &Place) {
+fn lost_calls<L: Lines + Copy>(lines: L, place: &Place) {
     let line = place.line;
     let client = place.client;
     stream::lose(at!(line.rx));
+    held::release(lines, place);
     at!(client.orphans).increase(1);
     at!(client.streams_lost).count(1);
 }
 
-unsafe extern "C" fn call_step<P: Packet, L: Lines + Copy>(_: u32, walk: *mut c_void) -> i64 {
-    // SAFETY: `repeat` hands over the walk of `calls`.
-    let walk = unsafe { &mut *walk.cast::<Walk<P, L>>() };
+unsafe extern "C" fn call_step<B: Bytes, L: Lines + Copy>(_: u32, walk: *mut c_void) -> i64 {
+    // SAFETY: `repeat` hands over the walk of `walk_calls`.
+    let walk = unsafe { &mut *walk.cast::<Walk<B, L>>() };
     let place = &walk.place;
     let line = place.line;
-    let rx = walk.stream;
-    match stream::step(&walk.packet, rx, &mut walk.rest, Side::Calls) {
+    let rx = at!(line.rx);
+    match stream::step(&walk.bytes, rx, &mut walk.rest, Side::Calls) {
         Step::Continue => 0,
         Step::End => 1,
         Step::Lost => {
@@ -188,8 +131,9 @@ pub fn replies<P: Packet>(packet: P, place: &Place, segment: Segment) {
     match fit {
         Fit::Old => return,
         Fit::New { skip: n } => skip = n,
-        Fit::Lost | Fit::Unsynced => {
-            if fit == Fit::Lost {
+        Fit::Ahead if stream::leap(tx, segment.seq, segment.len) => {}
+        Fit::Ahead | Fit::Unsynced => {
+            if fit == Fit::Ahead {
                 lost_replies(place);
             }
             // Whatever waits may have been answered by bytes we could not read: it must not look unanswered.
@@ -203,7 +147,7 @@ pub fn replies<P: Packet>(packet: P, place: &Place, segment: Segment) {
         }
     }
     let rest = Rest { offset: segment.offset + skip, left: segment.len - skip };
-    let mut walk = Walk { packet, lines: (), place: *place, stream: tx, rest, lost: 0 };
+    let mut walk = Walk { bytes: packet, lines: (), place: *place, rest, lost: 0 };
     repeat(MAX_STEPS, reply_step::<P>, &mut walk);
     if walk.lost != 0 {
         lost_replies(place);
@@ -223,8 +167,9 @@ unsafe extern "C" fn reply_step<P: Packet>(_: u32, walk: *mut c_void) -> i64 {
     // SAFETY: `repeat` hands over the walk of `replies`.
     let walk = unsafe { &mut *walk.cast::<Walk<P, ()>>() };
     let place = &walk.place;
-    let tx = walk.stream;
-    match stream::step(&walk.packet, tx, &mut walk.rest, Side::Replies) {
+    let line = place.line;
+    let tx = at!(line.tx);
+    match stream::step(&walk.bytes, tx, &mut walk.rest, Side::Replies) {
         Step::Continue => 0,
         Step::End => 1,
         Step::Lost => {

@@ -1,11 +1,12 @@
 //! Packets and sockets of the running kernel.
 
 use crate::cell::Shared;
-use crate::packet::Packet;
+use crate::packet::{Bytes, Packet};
 use aya_ebpf::bindings::{__sk_buff, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1, xdp_md};
 use aya_ebpf::helpers::generated as helpers;
 use core::ffi::c_void;
 use core::mem::MaybeUninit;
+use reroute_common::flow::PIECE_BYTES;
 use reroute_common::pulse::LEN;
 
 #[inline(always)]
@@ -34,6 +35,26 @@ pub fn repeat<T>(times: u32, body: Body, state: &mut T) {
     }
 }
 
+/// Copies `len` (1 to 28) bytes between map values.
+///
+/// # Safety
+/// As many bytes are readable at `from` and writable at `to`.
+#[inline(always)]
+pub unsafe fn copy(from: *const u8, to: *mut u8, len: u32) -> bool {
+    // Where `from` points by a variable offset, the helper reads what the verifier would not follow.
+    #[cfg(target_arch = "bpf")]
+    // SAFETY: by the caller.
+    unsafe {
+        helpers::bpf_probe_read_kernel(to.cast(), len, from.cast()) == 0
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    // SAFETY: by the caller.
+    unsafe {
+        core::ptr::copy_nonoverlapping(from, to, len as usize);
+        true
+    }
+}
+
 #[derive(Clone, Copy)]
 pub struct XdpPacket {
     pub md: *mut xdp_md,
@@ -44,6 +65,20 @@ impl XdpPacket {
     pub fn interface(&self) -> u32 {
         // SAFETY: the context lives as long as the run.
         unsafe { (*self.md).ingress_ifindex }
+    }
+}
+
+impl Bytes for XdpPacket {
+    #[inline(always)]
+    fn load_header(&self, offset: u32, header: Shared<[u8; 32]>, at: u32, len: u32) -> bool {
+        if at > 31 || len == 0 || len > 28 {
+            return false;
+        }
+        // SAFETY: 28 bytes behind any byte of a header are still inside the map value.
+        unsafe {
+            let to = header.as_ptr().cast::<u8>().add(at as usize);
+            helpers::bpf_xdp_load_bytes(self.md, offset, to.cast(), len) == 0
+        }
     }
 }
 
@@ -65,15 +100,12 @@ impl Packet for XdpPacket {
         }
     }
     #[inline(always)]
-    fn load_header(&self, offset: u32, header: Shared<[u8; 32]>, at: u32, len: u32) -> bool {
-        if at > 31 || len == 0 || len > 28 {
+    fn load_piece(&self, offset: u32, piece: Shared<[u8; PIECE_BYTES]>, len: u32) -> bool {
+        if len == 0 || len > PIECE_BYTES as u32 {
             return false;
         }
-        // SAFETY: 28 bytes behind any byte of a header are still inside the map value.
-        unsafe {
-            let to = header.as_ptr().cast::<u8>().add(at as usize);
-            helpers::bpf_xdp_load_bytes(self.md, offset, to.cast(), len) == 0
-        }
+        // SAFETY: at most PIECE_BYTES bytes go into the map value.
+        unsafe { helpers::bpf_xdp_load_bytes(self.md, offset, piece.as_ptr().cast(), len) == 0 }
     }
     #[inline(always)]
     fn load_pulse(&self, offset: u32, words: Shared<[u64; LEN / 8]>) -> bool {
@@ -106,6 +138,20 @@ impl SkbPacket {
     }
 }
 
+impl Bytes for SkbPacket {
+    #[inline(always)]
+    fn load_header(&self, offset: u32, header: Shared<[u8; 32]>, at: u32, len: u32) -> bool {
+        if at > 31 || len == 0 || len > 28 {
+            return false;
+        }
+        // SAFETY: 28 bytes behind any byte of a header are still inside the map value.
+        unsafe {
+            let to = header.as_ptr().cast::<u8>().add(at as usize);
+            helpers::bpf_skb_load_bytes(self.skb.cast(), offset, to.cast(), len) == 0
+        }
+    }
+}
+
 impl Packet for SkbPacket {
     #[inline(always)]
     fn len(&self) -> u32 {
@@ -124,15 +170,12 @@ impl Packet for SkbPacket {
         }
     }
     #[inline(always)]
-    fn load_header(&self, offset: u32, header: Shared<[u8; 32]>, at: u32, len: u32) -> bool {
-        if at > 31 || len == 0 || len > 28 {
+    fn load_piece(&self, offset: u32, piece: Shared<[u8; PIECE_BYTES]>, len: u32) -> bool {
+        if len == 0 || len > PIECE_BYTES as u32 {
             return false;
         }
-        // SAFETY: 28 bytes behind any byte of a header are still inside the map value.
-        unsafe {
-            let to = header.as_ptr().cast::<u8>().add(at as usize);
-            helpers::bpf_skb_load_bytes(self.skb.cast(), offset, to.cast(), len) == 0
-        }
+        // SAFETY: at most PIECE_BYTES bytes go into the map value.
+        unsafe { helpers::bpf_skb_load_bytes(self.skb.cast(), offset, piece.as_ptr().cast(), len) == 0 }
     }
     #[inline(always)]
     fn load_pulse(&self, offset: u32, words: Shared<[u64; LEN / 8]>) -> bool {

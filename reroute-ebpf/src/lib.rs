@@ -9,7 +9,7 @@ pub mod control;
 pub mod egress;
 pub mod flow;
 pub mod follow;
-pub mod hole;
+pub mod held;
 pub mod ingress;
 pub mod kernel;
 pub mod listener;

@@ -8,7 +8,7 @@ use aya_ebpf::btf_maps;
 use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{Array, HashMap, PerCpuArray, RingBuf};
 use reroute_common::event::Event;
-use reroute_common::flow::{Flow, MAX_FLOWS};
+use reroute_common::flow::{Flow, MAX_FLOWS, MAX_PIECES, Piece};
 use reroute_common::pulse;
 use reroute_common::table::{AddressKey, Client, Config, MAX_CLIENTS, Server};
 
@@ -25,6 +25,9 @@ static FLOWS: Array<Flow> = Array::with_max_entries(MAX_FLOWS, BPF_F_MMAPABLE);
 /// One bit per line with calls waiting.
 #[map]
 static WAITING: Array<u64> = Array::with_max_entries(WAITING_WORDS, BPF_F_MMAPABLE);
+/// Segments that came before their turn.
+#[map]
+static PIECES: Array<Piece> = Array::with_max_entries(MAX_PIECES, 0);
 #[map]
 static SERVER: Array<Server> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 #[map]
@@ -70,6 +73,7 @@ entry!(server_at, SERVER, Server);
 entry!(client, CLIENTS, Client);
 entry!(flow, FLOWS, Flow);
 entry!(waiting, WAITING, u64);
+entry!(piece, PIECES, Piece);
 entry!(scratch_at, SCRATCH, [u64; pulse::LEN / 8]);
 
 /// The direction a frame goes.
@@ -139,6 +143,10 @@ impl Lines for Tables {
     #[inline(always)]
     fn client(&self, slot: u32) -> Option<Shared<Client>> {
         client(slot)
+    }
+    #[inline(always)]
+    fn piece(&self, index: u32) -> Option<Shared<Piece>> {
+        piece(index)
     }
     #[inline(always)]
     fn opaque(&self, number: u32) -> u32 {

@@ -1,9 +1,16 @@
 //! A packet, wherever it is looked at: XDP, TC, or a byte slice of a test.
 
 use crate::cell::Shared;
+use reroute_common::flow::PIECE_BYTES;
 use reroute_common::pulse::LEN;
 
-pub trait Packet: Copy {
+/// Bytes in which records are followed.
+pub trait Bytes: Copy {
+    /// Copies `len` (1 to 28) bytes at `offset` to `header[at..]`.
+    fn load_header(&self, offset: u32, header: Shared<[u8; 32]>, at: u32, len: u32) -> bool;
+}
+
+pub trait Packet: Bytes {
     /// Bytes of the frame, all buffers.
     fn len(&self) -> u32;
     fn is_empty(&self) -> bool {
@@ -11,8 +18,8 @@ pub trait Packet: Copy {
     }
     /// The bytes at `offset`; none if the frame ends before.
     fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]>;
-    /// Copies `len` (1 to 28) bytes at `offset` to `header[at..]`.
-    fn load_header(&self, offset: u32, header: Shared<[u8; 32]>, at: u32, len: u32) -> bool;
+    /// Copies `len` (1 to [`PIECE_BYTES`]) bytes at `offset`.
+    fn load_piece(&self, offset: u32, piece: Shared<[u8; PIECE_BYTES]>, len: u32) -> bool;
     /// Copies a pulse's length at `offset` to `words`.
     fn load_pulse(&self, offset: u32, words: Shared<[u64; LEN / 8]>) -> bool;
     /// Writes `bytes` at `offset`.
@@ -27,13 +34,7 @@ pub trait Packet: Copy {
     }
 }
 
-impl Packet for &[u8] {
-    fn len(&self) -> u32 {
-        <[u8]>::len(self) as u32
-    }
-    fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
-        self.get(offset as usize..offset as usize + N)?.try_into().ok()
-    }
+impl Bytes for &[u8] {
     fn load_header(&self, offset: u32, header: Shared<[u8; 32]>, at: u32, len: u32) -> bool {
         let Some(from) = self.get(offset as usize..(offset + len) as usize) else { return false };
         assert!(at + len <= 32);
@@ -45,6 +46,22 @@ impl Packet for &[u8] {
                 from.len(),
             )
         };
+        true
+    }
+}
+
+impl Packet for &[u8] {
+    fn len(&self) -> u32 {
+        <[u8]>::len(self) as u32
+    }
+    fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
+        self.get(offset as usize..offset as usize + N)?.try_into().ok()
+    }
+    fn load_piece(&self, offset: u32, piece: Shared<[u8; PIECE_BYTES]>, len: u32) -> bool {
+        let Some(from) = self.get(offset as usize..(offset + len) as usize) else { return false };
+        assert!(len as usize <= PIECE_BYTES);
+        // SAFETY: `len` bytes fit into the piece, which is a live value.
+        unsafe { core::ptr::copy_nonoverlapping(from.as_ptr(), piece.as_ptr().cast::<u8>(), from.len()) };
         true
     }
     fn load_pulse(&self, _offset: u32, _words: Shared<[u64; LEN / 8]>) -> bool {

@@ -33,6 +33,7 @@ pub struct Frame {
     pub source_port: u16,
     pub destination_port: u16,
     pub sequence: u32,
+    pub acknowledgment: u32,
     /// Where the IP header begins.
     pub ip: u32,
     /// Where the TCP or UDP header begins.
@@ -54,6 +55,7 @@ impl Frame {
             source_port: 0,
             destination_port: 0,
             sequence: 0,
+            acknowledgment: 0,
             ip: 0,
             transport: 0,
             payload: 0,
@@ -190,6 +192,7 @@ fn transport<P: Packet>(packet: &P, frame: &mut Frame, protocol: u8, end: u32) {
         frame.source_port = be16(h[0], h[1]);
         frame.destination_port = be16(h[2], h[3]);
         frame.sequence = u32::from_be_bytes([h[4], h[5], h[6], h[7]]);
+        frame.acknowledgment = u32::from_be_bytes([h[8], h[9], h[10], h[11]]);
         frame.flags = h[13];
         frame.payload = offset + header_len;
         frame.payload_len = end - frame.payload;

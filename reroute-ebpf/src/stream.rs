@@ -2,7 +2,7 @@
 
 use crate::at;
 use crate::cell::Shared;
-use crate::packet::Packet;
+use crate::packet::Bytes;
 use crate::rpc;
 use reroute_common::flow::{Stream, stream};
 
@@ -16,8 +16,8 @@ pub enum Fit {
     New { skip: u32 },
     /// Nothing new.
     Old,
-    /// The stream was lost by it.
-    Lost,
+    /// Bytes are missing before it. Nothing was taken in.
+    Ahead,
     /// The stream is lost: it may be found again at the start of this segment.
     Unsynced,
 }
@@ -25,7 +25,7 @@ pub enum Fit {
 /// The stream begins: SYN with this sequence number.
 #[inline(always)]
 pub fn begin(s: Shared<Stream>, syn: u32) {
-    at!(s.flags).set(stream::SYNCED | stream::SEEN);
+    at!(s.flags).set(stream::SYNCED | stream::SEEN | at!(s.flags).get() & stream::ACKED);
     at!(s.next_seq).set(syn.wrapping_add(1));
     at!(s.remaining).set(0);
     at!(s.gathered).set(0);
@@ -54,19 +54,28 @@ pub fn enter(s: Shared<Stream>, seq: u32, len: u32) -> Fit {
     } else if ahead > MAX_GAP {
         return Fit::Old;
     }
-    at!(s.next_seq).set(end);
     if flags & stream::SYNCED == 0 {
+        at!(s.next_seq).set(end);
         return if skip == 0 { Fit::Unsynced } else { Fit::Old };
     }
     if ahead > 0 {
-        // A hole inside the body of a fragment hides nothing we need.
-        let remaining = at!(s.remaining).get();
-        if at!(s.gathered).get() != 0 || ahead as u32 > remaining {
-            return Fit::Lost;
-        }
-        at!(s.remaining).set(remaining - ahead as u32);
+        return Fit::Ahead;
     }
+    at!(s.next_seq).set(end);
     Fit::New { skip }
+}
+
+/// Goes on with a segment although bytes are missing before it. False: they may hide the start of a record.
+#[inline(always)]
+pub fn leap(s: Shared<Stream>, seq: u32, len: u32) -> bool {
+    let missing = seq.wrapping_sub(at!(s.next_seq).get());
+    let remaining = at!(s.remaining).get();
+    at!(s.next_seq).set(seq.wrapping_add(len));
+    if at!(s.gathered).get() != 0 || missing > remaining {
+        return false;
+    }
+    at!(s.remaining).set(remaining - missing);
+    true
 }
 
 /// Forgets where records begin, until [`resync`].
@@ -81,8 +90,8 @@ pub fn lose(s: Shared<Stream>) {
 
 /// Reads the start of a segment into the header, to see whether a record begins there.
 #[inline(always)]
-pub fn peek<P: Packet>(packet: &P, s: Shared<Stream>, offset: u32, len: u32, head: u32) -> bool {
-    len >= 4 + head && packet.load_header(offset, at!(s.header), 0, 4 + head)
+pub fn peek<B: Bytes>(bytes: &B, s: Shared<Stream>, offset: u32, len: u32, head: u32) -> bool {
+    len >= 4 + head && bytes.load_header(offset, at!(s.header), 0, 4 + head)
 }
 
 /// A record begins at the start of this segment.
@@ -122,7 +131,7 @@ pub enum Side {
 
 /// Takes one step through the segment: the rest of a body, or a header.
 #[inline(always)]
-pub fn step<P: Packet>(packet: &P, s: Shared<Stream>, rest: &mut Rest, side: Side) -> Step {
+pub fn step<B: Bytes>(bytes: &B, s: Shared<Stream>, rest: &mut Rest, side: Side) -> Step {
     let head = match side {
         Side::Calls => rpc::CALL_HEAD,
         Side::Replies => rpc::REPLY_HEAD,
@@ -149,7 +158,7 @@ pub fn step<P: Packet>(packet: &P, s: Shared<Stream>, rest: &mut Rest, side: Sid
     let gathered = at!(s.gathered).get() & 31;
     let missing = (4 + head).wrapping_sub(gathered) & 31;
     let n = if missing < rest.left { missing } else { rest.left };
-    if !packet.load_header(rest.offset, at!(s.header), gathered, n) {
+    if !bytes.load_header(rest.offset, at!(s.header), gathered, n) {
         return Step::Lost;
     }
     let total = gathered + n;
@@ -226,9 +235,13 @@ mod tests {
 
     /// XIDs of the calls completed by a segment; None: lost.
     fn feed(s: Shared<Stream>, seq: &mut u32, bytes: &[u8]) -> Option<Vec<u32>> {
-        let fit = enter(s, *seq, bytes.len() as u32);
-        *seq = seq.wrapping_add(bytes.len() as u32);
-        let Fit::New { skip } = fit else { return None };
+        let len = bytes.len() as u32;
+        let skip = match enter(s, *seq, len) {
+            Fit::New { skip } => skip,
+            Fit::Ahead if leap(s, *seq, len) => 0,
+            _ => return None,
+        };
+        *seq = seq.wrapping_add(len);
         let mut rest = Rest { offset: skip, left: bytes.len() as u32 - skip };
         let mut xids = vec![];
         loop {
@@ -290,7 +303,8 @@ mod tests {
         assert_eq!(enter(s, 1000, 10), Fit::Old);
         assert_eq!(enter(s, 1005, 10), Fit::New { skip: 5 });
         assert_eq!(enter(s, 1015 + (1 << 27), 10), Fit::Old, "outside any window");
-        assert_eq!(enter(s, 1016, 10), Fit::Lost);
+        assert_eq!(enter(s, 1016, 10), Fit::Ahead);
+        assert_eq!(enter(s, 1015, 10), Fit::New { skip: 0 }, "what came early was not taken in");
         assert_eq!(at!(s.retransmitted).get(), 2);
     }
 

@@ -14,6 +14,7 @@ pub struct Tcp {
     pub source_port: u16,
     pub destination_port: u16,
     pub seq: u32,
+    pub ack: u32,
     pub flags: u8,
     pub payload: Vec<u8>,
     /// VLAN tags, outermost first.
@@ -29,7 +30,7 @@ impl Tcp {
         tcp.extend(self.source_port.to_be_bytes());
         tcp.extend(self.destination_port.to_be_bytes());
         tcp.extend(self.seq.to_be_bytes());
-        tcp.extend(1_u32.to_be_bytes());
+        tcp.extend(self.ack.to_be_bytes());
         tcp.extend([0x50, self.flags, 0xff, 0xff, 0, 0, 0, 0]);
         tcp.extend(&self.payload);
         ipv4(self.source, self.destination, 6, &tcp, &self.tags, self.ip_options, self.fragment)
@@ -120,12 +121,20 @@ pub struct Connection {
     pub port: u16,
     pub client_seq: u32,
     pub server_seq: u32,
+    /// What the server acknowledges.
+    pub acked: u32,
 }
 
 impl Connection {
     pub fn new(port: u16) -> Connection {
         // Close to the end of the sequence space: it wraps early.
-        Connection { client: STORAGE_ADDRESS, port, client_seq: 0xffff_ff80, server_seq: 0xffff_fff0 }
+        Connection {
+            client: STORAGE_ADDRESS,
+            port,
+            client_seq: 0xffff_ff80,
+            server_seq: 0xffff_fff0,
+            acked: 0xffff_ff81,
+        }
     }
 
     pub fn up(&self, seq: u32, flags: u8, payload: &[u8]) -> Tcp {
@@ -135,6 +144,7 @@ impl Connection {
             source_port: self.port,
             destination_port: PORT,
             seq,
+            ack: self.server_seq,
             flags,
             payload: payload.to_vec(),
             tags: vec![],
@@ -148,6 +158,7 @@ impl Connection {
             destination: self.client,
             source_port: PORT,
             destination_port: self.port,
+            ack: self.acked,
             ..self.up(seq, flags, payload)
         }
     }
@@ -163,6 +174,12 @@ impl Connection {
         let frame = self.down(self.server_seq, ACK, payload).frame();
         self.server_seq = self.server_seq.wrapping_add(payload.len() as u32);
         frame
+    }
+
+    /// The server acknowledges all that was sent.
+    pub fn acknowledge(&mut self) -> Vec<u8> {
+        self.acked = self.client_seq;
+        self.down(self.server_seq, ACK, &[]).frame()
     }
 
     /// SYN, SYN+ACK, ACK, through the programs.

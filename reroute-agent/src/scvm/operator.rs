@@ -246,6 +246,8 @@ pub mod tests {
                 evicted_flows: 0,
                 foreign_packets: 0,
                 lost_events: 0,
+                held_segments: 0,
+                next_piece: 0,
             },
             config: Config {
                 mode: table::mode::ENFORCE,
@@ -302,9 +304,10 @@ pub mod tests {
             check_at: 0,
             calls_seen: 7,
             replies_seen: 5,
-            open_holes: 0,
-            _pad: 0,
-            holes: [flow::Hole { stream, end: 0, resumed_at: 0 }; flow::HOLES],
+            first_piece: 0,
+            last_piece: 0,
+            pieces: 0,
+            acked: 0,
             calls,
         }
     }
