@@ -79,6 +79,18 @@ fn storage_link_cut() {
     assert!(matches!(proof, FenceProof::KernelIdle | FenceProof::Drained | FenceProof::Killed), "{proof:?}");
 }
 
+/// Policy `kill` may end the server of an SCVM whose link was cut: what mends the link brings it back as well.
+#[test]
+fn a_server_killed_behind_a_cut_link_comes_back_with_it() {
+    let lab = healthy(Options::named("cutkill"));
+    lab.fault("storage-link-cut", Some("scvm1")).expect("fault");
+    lab.signal("scvm1/server", libc::SIGKILL).expect("kill");
+    lab.wait_process("scvm1/server", SOON).expect("it ends");
+    lab.heal().expect("heal");
+    assert!(lab.process("scvm1/server").expect("server").runs());
+    lab.wait_healthy(HEALTHY).expect("back home");
+}
+
 /// Policy `kill` by the lab's own record: the old process had ended when the new epoch was admitted.
 #[test]
 fn the_killed_server_is_gone_at_admission() {

@@ -50,7 +50,7 @@ pub const FAULTS: &[Fault] = &[
         kind: Kind::Scvm,
         action: Action::Cut("sto"),
         does: "the SCVM's storage link goes down: no carrier",
-        healed_by: "the link coming up",
+        healed_by: "the link coming up, and the server starting again if it was killed meanwhile",
     },
     Fault {
         name: "host-storage-cut",

@@ -123,6 +123,22 @@ impl Supervisor {
                 }
             }
         }
+        done.extend(self.restart_servers()?);
+        Ok(done)
+    }
+
+    /// Starts again, as a service manager would, every server that ended and that no standing fault keeps down:
+    /// policy `kill` may have ended it after any fault.
+    fn restart_servers(&self) -> anyhow::Result<Vec<String>> {
+        let mut done = Vec::new();
+        for node in Node::all().into_iter().filter(|n| matches!(n, Node::Scvm(_))).map(|n| n.to_string()) {
+            let process = format!("{node}/server");
+            let faulty = self.faults().iter().any(|f| f.target == node);
+            if !faulty && !self.processes.status(&process)?.runs() {
+                let status = self.run(self.processes.spec(&process)?)?;
+                done.push(format!("{process} had ended: started again, pid {}", status.pid));
+            }
+        }
         Ok(done)
     }
 
