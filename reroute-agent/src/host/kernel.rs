@@ -2,7 +2,7 @@
 
 use crate::config::{Config, Host, HostEntry, interface_index};
 use crate::netlink::route::{NextHop, Route, RouteError, Table};
-use crate::netlink::sockets::{self, Filter};
+use crate::netlink::sockets::{self, Before, Filter};
 use reroute_core::host::{Found, RouteFailure};
 use reroute_core::ids::{Network, Path};
 use std::io;
@@ -15,6 +15,8 @@ pub struct Kernel {
     interfaces: [(Network, String, Ipv4Addr); 3],
     protocol: u8,
     sockets: Filter,
+    /// The sockets from before the route was replaced, until they are destroyed.
+    before: Option<Before>,
 }
 
 impl Kernel {
@@ -31,6 +33,7 @@ impl Kernel {
             interfaces: host.interfaces.each().map(|(n, name)| (n, name.to_string(), node.address(n))),
             protocol: host.route_protocol,
             sockets: Filter { local: None, remote: Some((service, Some(cluster.service_port))) },
+            before: None,
         })
     }
 
@@ -75,18 +78,26 @@ impl Kernel {
         let oif = interface_index(name).ok_or_else(|| {
             failed(format!("interface {name} does not exist: the route to {path} waits for it"))
         })?;
+        // Without it, all sockets count as old.
+        let before = Before::now(&self.sockets).ok();
         match self.table.replace(NextHop { gateway, oif, source: *source }, adopt) {
-            Ok(_) => Ok(()),
+            Ok(_) => {
+                self.before = before;
+                Ok(())
+            }
             Err(error @ RouteError::ForeignRoute { .. }) => Err(RouteFailure::Foreign(error.to_string())),
             Err(error) => Err(failed(error.to_string())),
         }
     }
 
-    /// Destroys this host's sockets to the service address; with `keep`, not those bound to its address there.
-    pub fn destroy_sockets(&self, keep: Option<Network>) -> Result<u32, String> {
+    /// Destroys this host's sockets to the service address; with `keep`, not those bound to its address there. After a
+    /// route was replaced, nor those opened since: they lead to the new server, and may have calls there already.
+    pub fn destroy_sockets(&mut self, keep: Option<Network>) -> Result<u32, String> {
         let kept = keep.and_then(|network| self.interfaces.iter().find(|(n, ..)| *n == network));
         let kept = kept.map(|(.., address)| IpAddr::V4(*address));
-        sockets::destroy_where(&self.sockets, |tcp| Some(tcp.local.ip()) != kept)
+        let before = self.before.take();
+        let is_old = |tcp: &sockets::Tcp| before.as_ref().is_none_or(|before| before.had(tcp));
+        sockets::destroy_where(&self.sockets, |tcp| Some(tcp.local.ip()) != kept && is_old(tcp))
             .map_err(|error| error.to_string())
     }
 }

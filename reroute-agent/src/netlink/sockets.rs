@@ -6,8 +6,12 @@ use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP};
 use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, InetResponseHeader, SocketId, StateFlags};
 use netlink_packet_sock_diag::{SockDiagDestroy, SockDiagMessage};
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
+use std::collections::HashSet;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+
+/// Kernel number of the state.
+const ESTABLISHED: u8 = 1;
 
 /// Which sockets are meant: every part that is given must match. IPv4-mapped IPv6 addresses count as IPv4.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -71,6 +75,21 @@ pub fn destroy_where(filter: &Filter, wanted: impl Fn(&Tcp) -> bool) -> io::Resu
         }
     }
     failure.map_or(Ok(destroyed), Err)
+}
+
+/// The sockets that there were at one moment, by their own ends.
+#[derive(Clone, Debug, Default)]
+pub struct Before(HashSet<SocketAddr>);
+
+impl Before {
+    pub fn now(filter: &Filter) -> io::Result<Before> {
+        Ok(Before(list(filter)?.into_iter().map(|tcp| tcp.local).collect()))
+    }
+
+    /// Whether a socket was there then. One that still connects counts as old: its SYN may have gone the old way.
+    pub fn had(&self, tcp: &Tcp) -> bool {
+        tcp.state != ESTABLISHED || self.0.contains(&tcp.local)
+    }
 }
 
 fn request(family: u8, socket_id: SocketId) -> InetRequest {
@@ -174,6 +193,24 @@ mod tests {
             let keep = list(&filter).unwrap()[0].local;
             assert_eq!(destroy_where(&filter, |tcp| tcp.local != keep).unwrap(), 2);
             assert_eq!(list(&filter).unwrap().iter().map(|t| t.local).collect::<Vec<_>>(), [keep]);
+        });
+    }
+
+    #[test]
+    fn what_was_opened_since_is_not_old() {
+        namespace::run(|| {
+            let listener = TcpListener::bind("127.0.0.1:2049").unwrap();
+            let (mut old, _kept) = pair(&listener);
+            let filter =
+                Filter { remote: Some(("127.0.0.1".parse().unwrap(), Some(2049))), ..Filter::default() };
+            let before = Before::now(&filter).unwrap();
+            let (new, mut its_server) = pair(&listener);
+            assert_eq!(destroy_where(&filter, |tcp| before.had(tcp)).unwrap(), 1);
+            assert_eq!(old.read(&mut [0]).unwrap_err().kind(), io::ErrorKind::ConnectionAborted);
+            io::Write::write_all(&mut its_server, b"x").unwrap();
+            assert_eq!(new.peek(&mut [0]).unwrap(), 1);
+            let connecting = Tcp { state: 2, ..list(&filter).unwrap()[0] };
+            assert!(before.had(&connecting), "its SYN may have gone to the old server");
         });
     }
 
