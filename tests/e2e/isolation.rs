@@ -88,7 +88,11 @@ fn a_killed_supervisor_takes_everything_with_it() {
             let all = std::fs::read_dir("/proc").unwrap().flatten();
             all.filter(|e| std::fs::read_link(e.path().join("ns/pid")).is_ok_and(|l| l == members)).count()
         };
-        assert!(in_lab() > 7, "servers, port mappers and the stray");
+        wait_for("servers, port mappers and the stray", SOON, || {
+            anyhow::ensure!(in_lab() > 7, "{} are there", in_lab());
+            Ok(())
+        })
+        .unwrap();
         let pid = rustix::process::Pid::from_raw(if victim == "pid" { inner } else { parent }).unwrap();
         rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
         wait_for("the end of every process", SOON, || {
