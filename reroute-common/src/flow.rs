@@ -106,7 +106,7 @@ pub struct Flow {
     pub check_at: u64,
     pub calls_seen: u64,
     pub replies_seen: u64,
-    /// Pieces held, in the order they came: index + 1 of the first and of the last; 0: none.
+    /// Pieces held, in the order of sequence numbers: index + 1 of the first and of the last; 0: none.
     pub first_piece: u32,
     pub last_piece: u32,
     pub pieces: u32,

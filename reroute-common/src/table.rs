@@ -79,6 +79,21 @@ pub mod drop {
     pub const COUNT: usize = 5;
 }
 
+/// Why calls became orphans.
+pub mod orphan {
+    /// The stream of calls was lost.
+    pub const CALLS_LOST: usize = 0;
+    /// Bytes of the connection never came by.
+    pub const UNSEEN: usize = 1;
+    /// The stream of replies was lost.
+    pub const REPLIES_LOST: usize = 2;
+    /// The connection ended before the reply.
+    pub const ENDED: usize = 3;
+    /// More calls in progress than a connection's line holds.
+    pub const UNTRACKED: usize = 4;
+    pub const COUNT: usize = 5;
+}
+
 /// Why a pulse was not answered.
 pub mod pulse_reject {
     pub const SIZE: usize = 0;
@@ -128,6 +143,8 @@ pub struct Client {
     /// `unanswered` raised.
     pub stalls: u64,
     pub streams_lost: u64,
+    /// Calls that became orphans, by [`orphan`] cause.
+    pub orphaned: [u64; orphan::COUNT],
     pub drops: [u64; drop::COUNT],
     /// Shadow mode: what would have been dropped.
     pub would_drop: u64,
@@ -135,7 +152,7 @@ pub struct Client {
     pub latency: [[u64; LATENCY_BUCKETS]; class::COUNT],
 }
 const _: () =
-    assert!(size_of::<Client>() == 72 + 8 * (9 + 8 + 2 + 5 + 2) + 8 * LATENCY_BUCKETS * class::COUNT);
+    assert!(size_of::<Client>() == 72 + 8 * (9 + 8 + 2 + 5 + 5 + 2) + 8 * LATENCY_BUCKETS * class::COUNT);
 
 /// The server as a whole (map SERVER, one entry). Written by programs only.
 #[repr(C)]

@@ -7,7 +7,7 @@ use core::ffi::c_void;
 use reroute_common::admission::{Word, rank};
 use reroute_common::control::{Command, MAGIC, op, result};
 use reroute_common::flow::{MAX_FLOWS, state as flow_state};
-use reroute_common::table::MAX_CLIENTS;
+use reroute_common::table::{MAX_CLIENTS, orphan};
 
 /// Carries a command out, and writes the answer into it.
 #[inline(always)]
@@ -98,7 +98,7 @@ unsafe extern "C" fn forget_line(index: u32, state: *mut c_void) -> i64 {
     if !is_new {
         flow::forget(line, client);
     } else if flow::missed_any(line) {
-        at!(client.orphans).increase(1);
+        flow::orphan(client, orphan::UNSEEN);
     }
     0
 }

@@ -4,10 +4,10 @@ use crate::flow::{self, Key};
 use crate::follow::{self, Place, Segment};
 use crate::packet::Packet;
 use crate::parse::{Kind, parse, tcp};
-use crate::{Verdict, at, kernel, listener, maps, stream};
+use crate::{Verdict, at, held, kernel, listener, maps, stream};
 use reroute_common::admission::{Word, rank};
 use reroute_common::flow::{FlowKey, state, stream as bits};
-use reroute_common::table::drop;
+use reroute_common::table::{drop, orphan};
 
 #[inline(always)]
 pub fn egress<P: Packet>(packet: P, interface: u32) -> Verdict {
@@ -48,6 +48,12 @@ pub fn egress<P: Packet>(packet: P, interface: u32) -> Verdict {
             if flags & bits::ACKED == 0 {
                 at!(tx.flags).set(flags | bits::ACKED);
             }
+            // The server has bytes that never came by here: calls may be among them.
+            let rx = at!(line.rx);
+            let followed = at!(rx.flags).get() & bits::SYNCED != 0 && at!(line.state).get() == state::OPEN;
+            if followed && held::passed_us(line) {
+                flow::uncertain(line, client);
+            }
         }
         if frame.flags & tcp::SYN != 0 {
             stream::begin(tx, frame.sequence);
@@ -70,7 +76,7 @@ pub fn egress<P: Packet>(packet: P, interface: u32) -> Verdict {
                 }
                 at!(line.state).replace(state::OPEN, state::CLOSED);
             }
-            flow::abandon(line, client, 0);
+            flow::abandon(line, client, 0, orphan::ENDED);
         }
     }
     if frame.flags & (tcp::FIN | tcp::RST) == 0 {

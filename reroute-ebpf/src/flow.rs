@@ -6,7 +6,7 @@ use crate::kernel::repeat;
 use crate::rpc::Call;
 use core::ffi::c_void;
 use reroute_common::flow::{CALL_SLOTS, Flow, FlowKey, MAX_FLOWS, Piece, call, state, stream};
-use reroute_common::table::{Client, Server};
+use reroute_common::table::{Client, Server, orphan};
 
 /// Lines a flow may stand in.
 pub const WAYS: u32 = 8;
@@ -127,7 +127,7 @@ pub fn claim<L: Lines>(
     }
     if best_state != state::FREE {
         if let Some(former) = lines.client(at!(line.client).get()) {
-            abandon(line, former, 0);
+            abandon(line, former, 0, orphan::ENDED);
         }
         if best_state == state::OPEN {
             at!(server.evicted_flows).count(1);
@@ -166,7 +166,7 @@ fn reset_stream(s: Shared<reroute_common::flow::Stream>) {
 /// A connection begins anew in its old line.
 #[inline(always)]
 pub fn reopen(line: Shared<Flow>, client: Shared<Client>, now: u64) {
-    abandon(line, client, 0);
+    abandon(line, client, 0, orphan::ENDED);
     at!(line.opened_at).set(now);
     at!(line.calls_seen).set(0);
     at!(line.replies_seen).set(0);
@@ -180,14 +180,23 @@ struct Leaving {
     line: Shared<Flow>,
     client: Shared<Client>,
     keep: u32,
+    cause: u32,
+}
+
+/// A call that may run without our knowing.
+#[inline(always)]
+pub fn orphan(client: Shared<Client>, cause: usize) {
+    at!(client.orphans).increase(1);
+    at!(client.orphaned).element(cause as u32).count(1);
 }
 
 /// Its calls can be matched no more: they leave `in_progress` and become orphans (but the one with XID `keep`, if
 /// that is not 0). Orphans grow first, so that the sum never shows too little.
 #[inline(always)]
-pub fn abandon(line: Shared<Flow>, client: Shared<Client>, keep: u32) {
+pub fn abandon(line: Shared<Flow>, client: Shared<Client>, keep: u32, cause: usize) {
     if at!(line.waiting).get() != 0 {
-        repeat(CALL_SLOTS as u32, abandon_call, &mut Leaving { line, client, keep });
+        let mut leaving = Leaving { line, client, keep, cause: cause as u32 };
+        repeat(CALL_SLOTS as u32, abandon_call, &mut leaving);
     }
 }
 
@@ -202,6 +211,7 @@ unsafe extern "C" fn abandon_call(index: u32, leaving: *mut c_void) -> i64 {
     }
     at!(client.orphans).increase(1);
     if slot.replace(held, 0) {
+        at!(client.orphaned).element(leaving.cause).count(1);
         at!(client.in_progress).decrease(1);
         at!(line.waiting).decrease(1);
     } else {
@@ -216,7 +226,7 @@ pub fn forget(line: Shared<Flow>, client: Shared<Client>) {
     if at!(line.waiting).get() == 0 {
         return;
     }
-    repeat(CALL_SLOTS as u32, forget_call, &mut Leaving { line, client, keep: 0 });
+    repeat(CALL_SLOTS as u32, forget_call, &mut Leaving { line, client, keep: 0, cause: 0 });
 }
 
 unsafe extern "C" fn forget_call(index: u32, leaving: *mut c_void) -> i64 {
@@ -251,7 +261,7 @@ pub fn accept<L: Lines>(
     at!(client.calls).element(new.class).count(1);
     at!(line.calls_seen).set(at!(line.calls_seen).get() + 1);
     if held != 0 {
-        at!(client.orphans).increase(1);
+        orphan(client, orphan::UNTRACKED);
         at!(server.untracked_calls).count(1);
         return;
     }
@@ -261,7 +271,7 @@ pub fn accept<L: Lines>(
         at!(line.check_at).set(0);
         lines.wake(index);
     } else {
-        at!(client.orphans).increase(1);
+        orphan(client, orphan::UNTRACKED);
         at!(client.in_progress).decrease(1);
         at!(line.waiting).decrease(1);
     }
@@ -308,10 +318,8 @@ pub fn waits_for(line: Shared<Flow>, xid: u32) -> bool {
 #[inline(always)]
 pub fn uncertain(line: Shared<Flow>, client: Shared<Client>) {
     let rx = at!(line.rx);
-    let flags = at!(rx.flags).get();
-    if flags & stream::UNCERTAIN == 0 {
-        at!(rx.flags).set(flags | stream::UNCERTAIN);
-        at!(client.orphans).increase(1);
+    if at!(rx.flags).or(stream::UNCERTAIN) & stream::UNCERTAIN == 0 {
+        orphan(client, orphan::UNSEEN);
     }
 }
 
@@ -443,7 +451,7 @@ mod tests {
         assert_eq!(latency.element(bucket(5_000_000)).get(), 1);
         let age = oldest_age(line, start + 80_000_000);
         assert!((79_990_000..=80_010_000).contains(&age), "{age}");
-        abandon(line, client, 0);
+        abandon(line, client, 0, orphan::ENDED);
         assert_eq!((at!(client.in_progress).get(), at!(client.orphans).get()), (0, 1));
         assert_eq!(oldest_age(line, start + 80_000_000), 0);
     }

@@ -12,7 +12,7 @@ use core::ffi::c_void;
 use reroute_common::admission::Word;
 use reroute_common::event::{Event, kind};
 use reroute_common::flow::{Flow, stream as bits};
-use reroute_common::table::{Client, Server};
+use reroute_common::table::{Client, Server, orphan};
 
 /// Steps through one segment: two per record, so even 64 KiB of the shortest replies fit.
 const MAX_STEPS: u32 = 8192;
@@ -50,6 +50,12 @@ pub fn calls<P: Packet, L: Lines + Copy>(packet: P, lines: L, place: &Place, seg
     let line = place.line;
     let client = place.client;
     let rx = at!(line.rx);
+    if at!(rx.flags).get() & bits::SYNCED != 0 && held::passed_us(line) {
+        // Nothing will fill that hole; and what is sent again of it has been answered, maybe.
+        at!(rx.next_seq).set(at!(line.acked).get());
+        flow::uncertain(line, client);
+        lose(lines, place);
+    }
     let before = at!(rx.retransmitted).get();
     let fit = stream::enter(rx, segment.seq, segment.len);
     at!(client.rx_retransmitted).count(at!(rx.retransmitted).get() - before);
@@ -58,7 +64,13 @@ pub fn calls<P: Packet, L: Lines + Copy>(packet: P, lines: L, place: &Place, seg
         Fit::Old => return,
         Fit::New { skip: n } => skip = n,
         // The server's TCP keeps it until the bytes before it have come. So do we.
-        Fit::Ahead if !held::passed_us(line) && held::hold(packet, lines, place, segment) => return,
+        Fit::Ahead if held::hold(packet, lines, place, segment) => {
+            // The bytes before it may have come on another CPU just now.
+            if !held::drain(lines, place) {
+                lost_calls(lines, place);
+            }
+            return;
+        }
         Fit::Ahead => {
             if !stream::leap(rx, segment.seq, segment.len) {
                 lost_calls(lines, place);
@@ -89,11 +101,16 @@ pub fn walk_calls<B: Bytes, L: Lines + Copy>(bytes: B, lines: L, place: &Place, 
 
 #[inline(always)]
 fn lost_calls<L: Lines + Copy>(lines: L, place: &Place) {
+    flow::orphan(place.client, orphan::CALLS_LOST);
+    lose(lines, place);
+}
+
+#[inline(always)]
+fn lose<L: Lines + Copy>(lines: L, place: &Place) {
     let line = place.line;
     let client = place.client;
     stream::lose(at!(line.rx));
     held::release(lines, place);
-    at!(client.orphans).increase(1);
     at!(client.streams_lost).count(1);
 }
 
@@ -139,10 +156,10 @@ pub fn replies<P: Packet>(packet: P, place: &Place, segment: Segment) {
             // Whatever waits may have been answered by bytes we could not read: it must not look unanswered.
             let peeked = stream::peek(&packet, tx, segment.offset, segment.len, rpc::REPLY_HEAD);
             if !peeked || !rpc::looks_like_reply(tx) || !flow::waits_for(line, rpc::xid(tx)) {
-                flow::abandon(line, client, 0);
+                flow::abandon(line, client, 0, orphan::REPLIES_LOST);
                 return;
             }
-            flow::abandon(line, client, rpc::xid(tx));
+            flow::abandon(line, client, rpc::xid(tx), orphan::REPLIES_LOST);
             stream::resync(tx);
         }
     }
@@ -151,7 +168,7 @@ pub fn replies<P: Packet>(packet: P, place: &Place, segment: Segment) {
     repeat(MAX_STEPS, reply_step::<P>, &mut walk);
     if walk.lost != 0 {
         lost_replies(place);
-        flow::abandon(line, client, 0);
+        flow::abandon(line, client, 0, orphan::REPLIES_LOST);
     }
 }
 

@@ -7,7 +7,7 @@ use crate::packet::Packet;
 use crate::parse::{Frame, Kind, parse, tcp};
 use crate::{Verdict, admit, at, kernel, listener, pulse, stream};
 use reroute_common::flow::{FlowKey, state, stream as bits};
-use reroute_common::table::{drop, mode};
+use reroute_common::table::{drop, mode, orphan};
 
 /// Judges a frame that came in by `interface`.
 #[inline(always)]
@@ -110,6 +110,8 @@ fn track<P: Packet>(packet: P, frame: &Frame, network: u32, slot: u32) {
                 if again {
                     at!(rx.retransmitted).set(at!(rx.retransmitted).get() + 1);
                     at!(client.rx_retransmitted).count(1);
+                } else if at!(line.state).get() == state::OPEN && established() {
+                    // The server answers a SYN inside an open connection with an ACK, and goes on.
                 } else {
                     flow::reopen(line, client, now);
                     stream::begin(rx, frame.sequence);
@@ -125,7 +127,7 @@ fn track<P: Packet>(packet: P, frame: &Frame, network: u32, slot: u32) {
             }
             if frame.flags & tcp::RST != 0 {
                 // The end of a connection that was there before us: its calls may outlive it.
-                at!(client.orphans).increase(1);
+                flow::orphan(client, orphan::UNSEEN);
                 return;
             }
             let Some(found) = flow::claim(&Tables, server, &key, slot, now) else {
@@ -133,7 +135,7 @@ fn track<P: Packet>(packet: P, frame: &Frame, network: u32, slot: u32) {
                     at!(server.untracked_flows).count(1);
                 } else if at!(client.orphans).get() == 0 {
                     // Its calls are counted nowhere: this client is never called idle.
-                    at!(client.orphans).increase(1);
+                    flow::orphan(client, orphan::UNSEEN);
                 }
                 return;
             };
@@ -154,7 +156,7 @@ fn track<P: Packet>(packet: P, frame: &Frame, network: u32, slot: u32) {
     if frame.flags & tcp::RST != 0 {
         if at!(line.state).replace(state::OPEN, state::CLOSED) {
             at!(client.reset).count(1);
-            flow::abandon(line, client, 0);
+            flow::abandon(line, client, 0, orphan::ENDED);
         }
         return;
     }
@@ -172,13 +174,14 @@ fn track<P: Packet>(packet: P, frame: &Frame, network: u32, slot: u32) {
         let tx = at!(line.tx);
         let flags = at!(rx.flags).get();
         if flags & bits::FIN == 0 {
-            at!(rx.flags).set(flags | bits::FIN);
+            at!(rx.flags).or(bits::FIN);
             if at!(tx.flags).get() & bits::FIN == 0 {
                 at!(client.closed).count(1);
             }
         }
-        // Calls still waiting may be answered yet: the server's own FIN ends that.
-        if at!(line.waiting).get() == 0 {
+        // Calls still waiting may be answered yet, and bytes may be missing before it: the server's own FIN ends that.
+        let is_next = at!(rx.next_seq).get() == frame.sequence.wrapping_add(frame.payload_len);
+        if at!(line.waiting).get() == 0 && is_next {
             at!(line.state).replace(state::OPEN, state::CLOSED);
         }
     }

@@ -118,7 +118,7 @@ fn table(heads: &[&str], rows: Vec<Vec<String>>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::scvm::report::Classes;
+    use crate::scvm::report::{Classes, Orphaned};
 
     #[test]
     fn a_stalled_connection_and_an_alarm_are_seen_at_a_glance() {
@@ -135,6 +135,7 @@ mod tests {
                 calls: Classes { null: 1, read: 2, write: 1234, metadata: 4 },
                 in_progress: 3,
                 orphans: 0,
+                orphaned: Orphaned::default(),
                 p50_ns: Some(128_000),
                 p99_ns: None,
             }],

@@ -15,8 +15,9 @@ pub struct Kernel {
     interfaces: [(Network, String, Ipv4Addr); 3],
     protocol: u8,
     sockets: Filter,
-    /// The sockets from before the route was replaced, until they are destroyed.
-    before: Option<Before>,
+    /// The sockets from before the route was replaced, until they are destroyed, and the source address that those
+    /// opened since have.
+    before: Option<(Before, IpAddr)>,
 }
 
 impl Kernel {
@@ -82,7 +83,7 @@ impl Kernel {
         let before = Before::now(&self.sockets).ok();
         match self.table.replace(NextHop { gateway, oif, source: *source }, adopt) {
             Ok(_) => {
-                self.before = before;
+                self.before = before.map(|before| (before, IpAddr::V4(*source)));
                 Ok(())
             }
             Err(error @ RouteError::ForeignRoute { .. }) => Err(RouteFailure::Foreign(error.to_string())),
@@ -96,7 +97,9 @@ impl Kernel {
         let kept = keep.and_then(|network| self.interfaces.iter().find(|(n, ..)| *n == network));
         let kept = kept.map(|(.., address)| IpAddr::V4(*address));
         let before = self.before.take();
-        let is_old = |tcp: &sockets::Tcp| before.as_ref().is_none_or(|before| before.had(tcp));
+        let is_old = |tcp: &sockets::Tcp| {
+            before.as_ref().is_none_or(|(before, source)| before.had(tcp) || tcp.local.ip() != *source)
+        };
         sockets::destroy_where(&self.sockets, |tcp| Some(tcp.local.ip()) != kept && is_old(tcp))
             .map_err(|error| error.to_string())
     }

@@ -27,6 +27,8 @@ pub struct Tcp {
     pub remote: SocketAddr,
     /// Kernel number of the state (1: ESTABLISHED).
     pub state: u8,
+    /// What the kernel tells sockets apart by, whatever their ports.
+    pub cookie: [u8; 8],
 }
 
 impl Filter {
@@ -77,18 +79,18 @@ pub fn destroy_where(filter: &Filter, wanted: impl Fn(&Tcp) -> bool) -> io::Resu
     failure.map_or(Ok(destroyed), Err)
 }
 
-/// The sockets that there were at one moment, by their own ends.
+/// The sockets that there were at one moment.
 #[derive(Clone, Debug, Default)]
-pub struct Before(HashSet<SocketAddr>);
+pub struct Before(HashSet<[u8; 8]>);
 
 impl Before {
     pub fn now(filter: &Filter) -> io::Result<Before> {
-        Ok(Before(list(filter)?.into_iter().map(|tcp| tcp.local).collect()))
+        Ok(Before(list(filter)?.into_iter().map(|tcp| tcp.cookie).collect()))
     }
 
     /// Whether a socket was there then. One that still connects counts as old: its SYN may have gone the old way.
     pub fn had(&self, tcp: &Tcp) -> bool {
-        tcp.state != ESTABLISHED || self.0.contains(&tcp.local)
+        tcp.state != ESTABLISHED || self.0.contains(&tcp.cookie)
     }
 }
 
@@ -120,6 +122,7 @@ fn find(connection: &mut Connection, filter: &Filter) -> io::Result<Vec<(Tcp, u8
                     local: end(id.source_address, id.source_port),
                     remote: end(id.destination_address, id.destination_port),
                     state: header.state,
+                    cookie: id.cookie,
                 };
                 if filter.matches(&tcp) {
                     found.push((tcp, header.family, id));

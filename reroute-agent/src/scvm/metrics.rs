@@ -8,7 +8,7 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Unit;
-use reroute_common::table::{Client, LATENCY_BUCKETS, drop, mode, pulse_reject};
+use reroute_common::table::{Client, LATENCY_BUCKETS, drop, mode, orphan, pulse_reject};
 use reroute_common::{admission::Word, class};
 use reroute_core::ids::{BootNs, HostId, SEC};
 use std::fmt;
@@ -19,6 +19,13 @@ pub struct Metrics {
     shared: Arc<Shared>,
 }
 
+const ORPHANS: [(usize, &str); orphan::COUNT] = [
+    (orphan::CALLS_LOST, "calls_lost"),
+    (orphan::UNSEEN, "unseen"),
+    (orphan::REPLIES_LOST, "replies_lost"),
+    (orphan::ENDED, "ended"),
+    (orphan::UNTRACKED, "untracked"),
+];
 const DROPS: [(usize, &str); drop::COUNT] = [
     (drop::NOT_ADMITTED, "not_admitted"),
     (drop::LEASE_EXPIRED, "lease_expired"),
@@ -181,6 +188,10 @@ impl Metrics {
             None,
             each(|c| c.streams_lost),
         )?;
+        let orphaned = named.iter().flat_map(|(name, c)| {
+            ORPHANS.map(|(i, cause)| ([("host", name.as_str()), ("cause", cause)], c.orphaned[i]))
+        });
+        out.counters("orphaned_calls", "Calls that became orphans", None, orphaned)?;
         out.counters("pulses", "Pulses answered", None, each(|c| c.pulses))?;
         let drops = named.iter().flat_map(|(name, c)| {
             DROPS.map(|(i, reason)| ([("host", name.as_str()), ("reason", reason)], c.drops[i]))

@@ -186,6 +186,7 @@ pub mod tests {
             replies: [0; class::COUNT],
             stalls: 0,
             streams_lost: 0,
+            orphaned: [0; table::orphan::COUNT],
             drops: [0; table::drop::COUNT],
             would_drop: 0,
             pulses: 0,

@@ -3,7 +3,7 @@
 use super::operator::Snapshot;
 use reroute_common::admission::Word;
 use reroute_common::flow::{Flow, call, state};
-use reroute_common::table::{Client, LATENCY_BUCKETS};
+use reroute_common::table::{Client, LATENCY_BUCKETS, orphan};
 use reroute_common::{class, network};
 use reroute_core::ids::{BootNs, HostId};
 use serde::{Deserialize, Serialize};
@@ -31,6 +31,8 @@ pub struct ClientLine {
     pub calls: Classes,
     pub in_progress: u32,
     pub orphans: u32,
+    /// What ever became an orphan here, by cause: for those who ask why a host stays.
+    pub orphaned: Orphaned,
     /// Upper bounds of the latency buckets that hold these quantiles, ns; `None` without replies.
     pub p50_ns: Option<u64>,
     pub p99_ns: Option<u64>,
@@ -42,6 +44,16 @@ pub struct Classes {
     pub read: u64,
     pub write: u64,
     pub metadata: u64,
+}
+
+/// Calls by the cause that made them orphans ([`orphan`]).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Orphaned {
+    pub calls_lost: u64,
+    pub unseen: u64,
+    pub replies_lost: u64,
+    pub ended: u64,
+    pub untracked: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -128,6 +140,13 @@ pub fn flows(
             },
             in_progress: client.in_progress,
             orphans: client.orphans,
+            orphaned: Orphaned {
+                calls_lost: client.orphaned[orphan::CALLS_LOST],
+                unseen: client.orphaned[orphan::UNSEEN],
+                replies_lost: client.orphaned[orphan::REPLIES_LOST],
+                ended: client.orphaned[orphan::ENDED],
+                untracked: client.orphaned[orphan::UNTRACKED],
+            },
             p50_ns: quantile(client, 0.5),
             p99_ns: quantile(client, 0.99),
         }

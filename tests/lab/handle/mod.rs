@@ -184,9 +184,16 @@ impl Lab {
         text
     }
 
-    /// `error` with the ends of all logs.
+    /// `error` with what the SCVMs' kernels count, and the ends of all logs.
     pub fn explain(&self, error: anyhow::Error) -> anyhow::Error {
-        anyhow::anyhow!("{error:#}\n{}", self.log_tails())
+        let mut flows = String::new();
+        for i in 1..=crate::topology::PAIRS {
+            let node = crate::topology::Node::Scvm(i).to_string();
+            if let Ok(out) = self.agent(&node, &["flows", "--output", "json"]) {
+                flows += &format!("{node}: {}", String::from_utf8_lossy(&out.stdout));
+            }
+        }
+        anyhow::anyhow!("{error:#}\n{flows}\n{}", self.log_tails())
     }
 
     /// Ends the lab, if it is ours. Dropping it does the same.
