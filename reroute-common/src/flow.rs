@@ -1,7 +1,10 @@
 //! One line per TCP connection to the service port, calls in progress included.
 
-/// Calls tracked per connection: a power of two, indexed by XID (clients count XIDs up).
+/// Calls tracked per connection.
 pub const CALL_SLOTS: usize = 64;
+/// Slots a call may stand in, side by side: its XID's lowest bits choose which (clients count XIDs up), so that a slow
+/// call is in the way of no other.
+pub const CALL_WAYS: u32 = 8;
 /// Bytes of a segment that came out of order, in one [`Piece`].
 pub const PIECE_BYTES: usize = 2048;
 /// Pieces for all connections: a power of two.

@@ -5,7 +5,7 @@ use crate::cell::Shared;
 use crate::kernel::repeat;
 use crate::rpc::Call;
 use core::ffi::c_void;
-use reroute_common::flow::{CALL_SLOTS, Flow, FlowKey, MAX_FLOWS, Piece, call, state, stream};
+use reroute_common::flow::{CALL_SLOTS, CALL_WAYS, Flow, FlowKey, MAX_FLOWS, Piece, call, state, stream};
 use reroute_common::table::{Client, Server, orphan};
 
 /// Lines a flow may stand in.
@@ -242,6 +242,28 @@ unsafe extern "C" fn forget_call(index: u32, leaving: *mut c_void) -> i64 {
     0
 }
 
+const NO_SLOT: u32 = u32::MAX;
+
+/// Slot of an XID in each of its ways; the first one is nobody else's while XIDs are counted up.
+#[inline(always)]
+fn slot_of(xid: u32, way: u32) -> u32 {
+    let set = (xid & (CALL_SLOTS as u32 / CALL_WAYS - 1)) * CALL_WAYS;
+    set + ((xid / CALL_WAYS + way) & (CALL_WAYS - 1))
+}
+
+/// The slot of a call that waits.
+#[inline(always)]
+fn find_call(line: Shared<Flow>, xid: u32) -> u32 {
+    for way in 0..CALL_WAYS {
+        let index = slot_of(xid, way);
+        let held = at!(line.calls).element(index).get();
+        if held != 0 && call::xid(held) == xid {
+            return index;
+        }
+    }
+    NO_SLOT
+}
+
 /// A complete call has come in.
 #[inline(always)]
 pub fn accept<L: Lines>(
@@ -252,21 +274,27 @@ pub fn accept<L: Lines>(
     new: Call,
     now: u64,
 ) {
-    let slot = at!(line.calls).element(new.xid);
-    let held = slot.get();
-    if held != 0 && call::xid(held) == new.xid {
-        // Sent again while the first one is still waited for.
-        return;
+    let mut free = NO_SLOT;
+    for way in 0..CALL_WAYS {
+        let index = slot_of(new.xid, CALL_WAYS - 1 - way);
+        let held = at!(line.calls).element(index).get();
+        if held == 0 {
+            free = index;
+        } else if call::xid(held) == new.xid {
+            // Sent again while the first one is still waited for.
+            return;
+        }
     }
     at!(client.calls).element(new.class).count(1);
     at!(line.calls_seen).set(at!(line.calls_seen).get() + 1);
-    if held != 0 {
+    if free == NO_SLOT {
         orphan(client, orphan::UNTRACKED);
         at!(server.untracked_calls).count(1);
         return;
     }
     at!(client.in_progress).increase(1);
     at!(line.waiting).increase(1);
+    let slot = at!(line.calls).element(free);
     if slot.replace(0, call::pack(new.xid, new.class, now)) {
         at!(line.check_at).set(0);
         lines.wake(index);
@@ -281,9 +309,13 @@ pub fn accept<L: Lines>(
 #[inline(always)]
 pub fn answer(line: Shared<Flow>, client: Shared<Client>, xid: u32, now: u64) -> Option<u64> {
     at!(line.replies_seen).set(at!(line.replies_seen).get() + 1);
-    let slot = at!(line.calls).element(xid);
+    let index = find_call(line, xid);
+    if index == NO_SLOT {
+        return None;
+    }
+    let slot = at!(line.calls).element(index);
     let held = slot.get();
-    if held == 0 || call::xid(held) != xid || !slot.replace(held, 0) {
+    if call::xid(held) != xid || !slot.replace(held, 0) {
         return None;
     }
     at!(client.in_progress).decrease(1);
@@ -310,8 +342,7 @@ pub fn bucket(ns: u64) -> u32 {
 
 #[inline(always)]
 pub fn waits_for(line: Shared<Flow>, xid: u32) -> bool {
-    let held = at!(line.calls).element(xid).get();
-    held != 0 && call::xid(held) == xid
+    find_call(line, xid) != NO_SLOT
 }
 
 /// Calls may have been missed on this connection: one orphan stands for them, once.

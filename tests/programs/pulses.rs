@@ -5,6 +5,7 @@
 use crate::bench::*;
 use crate::frames::*;
 use reroute_common::admission::{Word, rank};
+use reroute_common::flow::CALL_WAYS;
 use reroute_common::pulse::{self, LEN, Pulse, direction_key, flags, kind, server};
 use reroute_common::table::{drop, mode, pulse_reject};
 use reroute_common::{event, siphash};
@@ -104,7 +105,8 @@ fn a_reply_tells_what_the_kernel_sees() {
     bench.lease(std::time::Duration::from_secs(60));
     bench.sensor.admit(HOST, Epoch(2)).unwrap();
     let mut c = Connection::open(700, &bench);
-    bench.rx(&c.send(&[call(1, WRITE, 0), call(2, WRITE, 0), call(66, WRITE, 0)].concat()));
+    bench.rx(&c.send(&call(1, WRITE, 0)));
+    bench.rx(&c.send(&(0..=CALL_WAYS).flat_map(|i| call(2 + 8 * i, WRITE, 0)).collect::<Vec<_>>()));
     bench.tx(&c.answer(&reply_of(1)));
     bench.sensor.set_agent_state(server::NULL_FAILED).unwrap();
     bench.sensor.touch(BootNs(now())).unwrap();
@@ -114,11 +116,11 @@ fn a_reply_tells_what_the_kernel_sees() {
     let reply = probe(&bench);
     assert_eq!(reply.server_state, server::LISTENING | server::NULL_FAILED);
     assert_eq!((reply.server_incarnation, reply.word), (6, Word::new(2, rank::ADMITTED).0));
-    assert_eq!((reply.in_progress, reply.orphans), (1, 1));
+    assert_eq!((reply.in_progress, reply.orphans), (8, 1));
     assert!(reply.lease_ns > 59_000_000_000 && reply.lease_ns < 60_000_000_000);
     assert!(reply.last_reply_age_ns < 10_000_000_000);
     assert!(reply.agent_age_ns < 60_000_000_000);
-    wait_for("the timer's count", || probe(&bench).calls_waiting == 1);
+    wait_for("the timer's count", || probe(&bench).calls_waiting == 8);
     assert_eq!(bench.server().pulse_rejects, [0; 5]);
 
     // What an agent said before it died is no news.

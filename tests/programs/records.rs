@@ -97,13 +97,32 @@ fn the_same_xid_again_is_the_same_call() {
 }
 
 #[test]
-fn a_call_whose_slot_is_taken_stays_counted() {
+fn a_call_without_a_slot_stays_counted() {
     let bench = Bench::admitted();
     let mut c = Connection::open(700, &bench);
-    bench.rx(&c.send(&[call(1, WRITE, 0), call(65, WRITE, 0)].concat()));
+    for xid in 1..=65 {
+        bench.rx(&c.send(&call(xid, WRITE, 0)));
+    }
     let counts = bench.counts();
-    assert_eq!((counts.in_progress, counts.orphans), (1, 1));
+    assert_eq!((counts.in_progress, counts.orphans), (64, 1));
     assert_eq!(bench.server().untracked_calls, 1);
+}
+
+#[test]
+fn slow_calls_are_in_the_way_of_no_other() {
+    let bench = Bench::admitted();
+    let mut c = Connection::open(700, &bench);
+    let slow: Vec<u32> = (1..=30).collect();
+    for xid in &slow {
+        bench.rx(&c.send(&call(*xid, WRITE, 0)));
+    }
+    for xid in 31..2000 {
+        bench.rx(&c.send(&call(xid, WRITE, 0)));
+        bench.tx(&c.answer(&reply(xid, 0)));
+    }
+    assert_eq!((bench.counts().in_progress, bench.counts().orphans), (30, 0));
+    bench.tx(&c.answer(&slow.iter().flat_map(|xid| reply(*xid, 0)).collect::<Vec<_>>()));
+    assert_eq!((bench.counts().in_progress, bench.client(HOST).replies[2]), (0, 1999));
 }
 
 #[test]
