@@ -220,6 +220,37 @@ fn garbage_instead_of_a_record_loses_the_stream_once() {
 }
 
 #[test]
+fn a_stray_syn_inside_an_open_connection_changes_nothing() {
+    let bench = Bench::admitted();
+    run("ip addr add 192.168.33.2/32 dev lo");
+    run("ip addr add 10.10.85.11/32 dev lo");
+    let listener = TcpListener::bind("192.168.33.2:2049").unwrap();
+    let socket = connect_from(STORAGE_ADDRESS);
+    let _accepted = listener.accept().unwrap();
+    let mut c = Connection::open(socket.local_addr().unwrap().port(), &bench);
+    bench.rx(&c.send(&call(1, WRITE, 0)));
+    bench.rx(&c.up(c.client_seq.wrapping_add(1 << 30), SYN, &[]).frame());
+    bench.rx(&c.send(&call(2, WRITE, 0)));
+    let client = bench.client(HOST);
+    assert_eq!((client.in_progress, client.orphans, client.opened), (2, 0, 1));
+}
+
+#[test]
+fn a_fin_before_its_turn_closes_nothing_yet() {
+    let bench = Bench::admitted();
+    let mut c = Connection::open(700, &bench);
+    let late = c.send(&call(1, WRITE, 0));
+    bench.rx(&c.send(&call(2, WRITE, 0)));
+    bench.rx(&c.up(c.client_seq, FIN | ACK, &[]).frame());
+    bench.rx(&late);
+    assert_eq!((bench.counts().in_progress, bench.counts().orphans), (2, 0));
+    bench.tx(&c.answer(&[reply(1, 4), reply(2, 4)].concat()));
+    bench.tx(&c.down(c.server_seq, FIN | ACK, &[]).frame());
+    let client = bench.client(HOST);
+    assert_eq!((client.in_progress, client.orphans, client.closed), (0, 0, 1));
+}
+
+#[test]
 fn a_connection_met_half_way_is_uncertain_once_and_found_again() {
     let bench = Bench::admitted();
     // A segment that no socket takes begins nothing.
