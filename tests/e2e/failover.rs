@@ -39,13 +39,12 @@ fn fails_over_and_returns(fault: &str) -> FenceProof {
     assert!(gap < 500.0, "{fault}: longest gap {gap} ms");
 
     // Fence, then admission, then route, then sockets: the order that keeps one writer.
-    let journal = lab.journal().expect("journal");
-    let (proven_at, proof) = first(&journal, injected.at, "fence proof", proof);
-    let (admitted_at, _) = first(&journal, injected.at, "admission", admitted);
-    let (route_at, _) = first(&journal, injected.at, "route", route);
-    let (reset_at, count) = first(&journal, injected.at, "sockets reset", reset);
+    let (proven_at, proof) = first(&lab, injected.at, "fence proof", proof);
+    let (admitted_at, _) = first(&lab, injected.at, "admission", admitted);
+    let (route_at, _) = first(&lab, injected.at, "route", route);
+    let (reset_at, count) = first(&lab, injected.at, "sockets reset", reset);
     let order = [proven_at, admitted_at, route_at, reset_at];
-    assert!(order.is_sorted(), "{}", story(&journal, injected.at));
+    assert!(order.is_sorted(), "{}", story(&lab.journal().expect("journal"), injected.at));
     // A server that dies by itself may take the connection along before it is fenced; a fenced one may not.
     assert!(count >= 1 || fault == "server-killed", "the client's connection was reset");
 
@@ -98,17 +97,16 @@ fn the_killed_server_is_gone_at_admission() {
     let writer = lab.writer(1, 1, &["--outstanding", "4"]).expect("writer");
     let old = lab.process("scvm1/server").expect("server");
     let (injected, _) = fault_and_move(&lab, &writer, "server-hung");
-    let journal = lab.journal().expect("journal");
-    let (admitted_at, _) = first(&journal, injected.at, "admission", admitted);
+    let (admitted_at, _) = first(&lab, injected.at, "admission", admitted);
     let new = lab.process("scvm1/server").expect("server");
     assert_eq!(new.pid, old.pid, "nobody restarted it");
     // The lab reaps it a moment after the kernel has it dead; the agent's pidfd said so before it proved anything.
     assert_eq!(new.exit.expect("it has ended").signal, Some(libc::SIGKILL));
-    let (dead_at, _) = first(&journal, injected.at, "server's death", |e| match e.event {
+    let (dead_at, _) = first(&lab, injected.at, "server's death", |e| match e.event {
         Event::ServerProcess { pid, alive: false } if pid == old.pid => Some(()),
         _ => None,
     });
-    assert!(dead_at < admitted_at, "{}", story(&journal, injected.at));
+    assert!(dead_at < admitted_at, "{}", story(&lab.journal().expect("journal"), injected.at));
     assert_intact(writer);
 }
 

@@ -26,7 +26,7 @@ fn kill_and_restart(lab: &Lab, writer: &Writer, fault: &str, process: &str, role
     assert!(moved.is_empty(), "{fault}: {moved:?}\n{}", story(&journal, injected.at));
     assert_eq!(login(&lab.view().expect("view"), 1).expect("login"), before);
     let node = process.split('/').next().expect("node");
-    let (_, adopted) = first(&journal, restarted_at, "start", |e| match &e.event {
+    let (_, adopted) = first(lab, restarted_at, "start", |e| match &e.event {
         Event::Started { role: r, adopted } if r == role && e.node == node => Some(adopted.clone()),
         _ => None,
     });

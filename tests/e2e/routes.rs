@@ -2,6 +2,7 @@
 
 use crate::support::*;
 use lab::{Lab, Options};
+use reroute_core::timeline::Event;
 
 fn route_in(lab: &Lab, host: &str, args: &[&str]) -> String {
     let out = lab.exec(host, &[&["ip", "route"], args].concat()).expect("ip route");
@@ -21,11 +22,16 @@ fn a_flushed_route_is_put_back() {
     lab.wait_healthy(HEALTHY).expect("the route is back");
     assert!(route_in(&lab, "host1", &["show", "192.168.33.2/32"]).contains("via 10.10.85.21"));
     writer.wait_writes(now(), 50, SOON).expect("writes");
-    let journal = lab.journal().expect("journal");
-    first(&journal, flap_at, "disturbance", |e| {
-        matches!(e.event, reroute_core::timeline::Event::RouteDisturbed { .. }).then_some(())
-    });
     println!("flap: gap {:.1} ms", gap_ms(&writer, flap_at));
+    // And one that somebody removes.
+    let removed_at = now();
+    route_in(&lab, "host1", &["del", "192.168.33.2/32"]);
+    first(&lab, removed_at, "disturbance", |e| {
+        matches!(e.event, Event::RouteDisturbed { .. } if e.node == "host1").then_some(())
+    });
+    lab.wait_healthy(HEALTHY).expect("the route is back again");
+    writer.wait_writes(now(), 50, SOON).expect("writes");
+    println!("removed: gap {:.1} ms", gap_ms(&writer, removed_at));
     assert_intact(writer);
 }
 

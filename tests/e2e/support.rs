@@ -41,18 +41,15 @@ pub fn now() -> BootNs {
     reroute_agent::clock::now()
 }
 
-/// The first event at or after `from` that `pick` accepts. Panics with the whole story if there is none.
-pub fn first<T>(
-    journal: &[Entry],
-    from: BootNs,
-    what: &str,
-    pick: impl Fn(&Entry) -> Option<T>,
-) -> (BootNs, T) {
-    journal
-        .iter()
-        .filter(|e| e.at >= from)
-        .find_map(|e| pick(e).map(|t| (e.at, t)))
-        .unwrap_or_else(|| panic!("no {what} in the journal:\n{}", story(journal, from)))
+/// The first event at or after `from` that `pick` accepts. The agents write their journals a little later than they
+/// act: waits for it. Panics with the whole story if it does not come.
+pub fn first<T>(lab: &Lab, from: BootNs, what: &str, pick: impl Fn(&Entry) -> Option<T>) -> (BootNs, T) {
+    let found = lab::wait_for(what, SOON, || {
+        let journal = lab.journal()?;
+        let found = journal.iter().filter(|e| e.at >= from).find_map(|e| pick(e).map(|t| (e.at, t)));
+        found.ok_or_else(|| anyhow::anyhow!("the journal has only:\n{}", story(&journal, from)))
+    });
+    found.unwrap_or_else(|error| panic!("{error:#}"))
 }
 
 pub fn story(journal: &[Entry], from: BootNs) -> String {
