@@ -17,10 +17,28 @@ pub struct Event {
     pub age_ns: u64,
     /// The limit it was held against, ns; for [`kind::FIRST_REPLY`] the epoch.
     pub limit: u64,
+    /// Which way the packets go that it is about: one of [`way`].
+    pub way: u32,
+    pub _pad: u32,
 }
 
-const _: () = assert!(size_of::<Event>() == 40);
+impl Event {
+    /// An event of no client or flow in particular.
+    #[inline(always)]
+    pub const fn new(at: u64, kind: u32) -> Self {
+        Event { at, kind, client: 0, flow: u32::MAX, waiting: 0, age_ns: 0, limit: 0, way: way::IN, _pad: 0 }
+    }
+}
+
+const _: () = assert!(size_of::<Event>() == 48);
 crate::pod!(Event);
+
+pub mod way {
+    /// From the client.
+    pub const IN: u32 = 0;
+    /// From the server.
+    pub const OUT: u32 = 1;
+}
 
 pub mod kind {
     /// The oldest call of a connection is older than the limit.
@@ -37,4 +55,15 @@ pub mod kind {
     pub const FIRST_REPLY: u32 = 7;
     /// A client's host released it (RELEASE pulse); `limit` is the epoch.
     pub const RELEASED: u32 = 8;
+    /// The client has acknowledged nothing of what was sent to it for longer than the limit.
+    pub const UNACKED: u32 = 9;
+    pub const UNACKED_END: u32 = 10;
+    /// Bytes were sent again; the end is the first new byte after.
+    pub const RETRANSMIT: u32 = 11;
+    pub const RETRANSMIT_END: u32 = 12;
+    /// One side's receive window is closed.
+    pub const ZERO_WINDOW: u32 = 13;
+    pub const ZERO_WINDOW_END: u32 = 14;
+    /// A RST ended a connection.
+    pub const RESET: u32 = 15;
 }

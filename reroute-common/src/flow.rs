@@ -1,5 +1,7 @@
 //! One line per TCP connection to the service port, calls in progress included.
 
+use crate::class;
+
 /// Calls tracked per connection.
 pub const CALL_SLOTS: usize = 64;
 /// Slots a call may stand in, side by side: its XID's lowest bits choose which (clients count XIDs up), so that a slow
@@ -36,7 +38,7 @@ pub mod stream {
     pub const FIN: u32 = 8;
     /// Calls may have been missed since the last time the stream held: counted as one orphan, once.
     pub const UNCERTAIN: u32 = 16;
-    /// Of `tx`: [`super::Flow::acked`] holds.
+    /// The last ACK number of this side holds: [`super::Flow::client_acked`] of `rx`, [`super::Flow::server_acked`] of `tx`.
     pub const ACKED: u32 = 32;
 }
 
@@ -62,14 +64,15 @@ pub struct Stream {
     pub remaining: u32,
     /// Bytes of `header` gathered so far (a header split between segments).
     pub gathered: u32,
-    pub header: [u8; 32],
+    /// Counts that are not yet added to the client's. Segments as on the wire; bytes of whole frames.
+    pub packets: u64,
+    pub bytes: u64,
+    pub retransmitted: u64,
     /// Times the stream was lost.
     pub lost: u32,
     /// Bit 31 of the current record mark was clear: another fragment of the same record follows.
     pub more: u32,
-    pub packets: u64,
-    pub bytes: u64,
-    pub retransmitted: u64,
+    pub header: [u8; 32],
 }
 const _: () = assert!(size_of::<Stream>() == 80);
 
@@ -89,36 +92,66 @@ pub struct Piece {
 }
 const _: () = assert!(size_of::<Piece>() == 24 + PIECE_BYTES);
 
+/// Bits of [`Flow::raised`].
+pub mod raised {
+    pub const UNANSWERED: u32 = 1;
+    pub const UNACKED: u32 = 2;
+    /// What the client sent came again, and nothing new since.
+    pub const RETRANSMIT_IN: u32 = 4;
+    /// The same of what the server sent.
+    pub const RETRANSMIT_OUT: u32 = 8;
+    /// The client takes no more.
+    pub const ZERO_WINDOW_IN: u32 = 16;
+    /// The server takes no more.
+    pub const ZERO_WINDOW_OUT: u32 = 32;
+}
+
 /// Ingress owns `rx`, egress owns `tx`; everything both sides touch is atomic.
+///
+/// What every packet and every tick look at comes first, in one cache line.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Flow {
     pub state: u32,
     /// Slot of the client.
     pub client: u32,
-    pub key: FlowKey,
-    pub opened_at: u64,
-    pub last_at: u64,
-    pub rx: Stream,
-    pub tx: Stream,
     /// Calls without a reply.
     pub waiting: u32,
-    /// 1 while `unanswered` is raised.
-    pub unanswered: u32,
-    /// Nothing can be overdue before this, ns: what the timer looks at first.
-    pub check_at: u64,
-    pub calls_seen: u64,
-    pub replies_seen: u64,
+    /// Signals that stand: bits of [`raised`].
+    pub raised: u32,
+    /// When the oldest call came, as [`call`] packs it; 0: the timer has to look.
+    pub oldest: u64,
+    /// The last packet either way, ns, to the tick.
+    pub last_at: u64,
+    /// Since when the client owes an ACK for what the server sent, or since its last one, ns, to the tick.
+    pub unacked_since: u64,
+    /// The client's TCP has everything up to here: its last ACK number, if `rx` says [`stream::ACKED`].
+    pub client_acked: u32,
+    /// The server's TCP has everything up to here: its last ACK number, if `tx` says [`stream::ACKED`].
+    pub server_acked: u32,
     /// Pieces held, in the order of sequence numbers: index + 1 of the first and of the last; 0: none.
     pub first_piece: u32,
     pub last_piece: u32,
+    pub opened_at: u64,
+
+    pub rx: Stream,
+    pub tx: Stream,
+    pub key: FlowKey,
     pub pieces: u32,
-    /// The server's TCP has everything up to here: the last ACK number that left, if `tx` says [`stream::ACKED`].
-    pub acked: u32,
-    /// A call in progress, or 0: see [`call`].
+    pub _pad: u32,
+    /// Calls complete, by class: not yet added to the client's.
+    pub calls_seen: [u64; class::COUNT],
+    /// Replies that answered a call, by class: not yet added to the client's.
+    pub replies_seen: [u64; class::COUNT],
+    /// When bytes of the client's, and of the server's, last came again, ns.
+    pub retransmitted_at: [u64; 2],
+    pub _to_cache_line: [u64; 4],
+    /// A call in progress, or 0: see [`call`]. The eight that an XID can choose from share a cache line.
     pub calls: [u64; CALL_SLOTS],
 }
-const _: () = assert!(size_of::<Flow>() == 64 + 160 + 32 + 16 + 8 * CALL_SLOTS);
+const _: () = assert!(size_of::<Flow>() == 64 + 160 + 40 + 8 + 64 + 16 + 32 + 8 * CALL_SLOTS);
+const _: () = assert!(core::mem::offset_of!(Flow, rx) == 64);
+const _: () = assert!(core::mem::offset_of!(Flow, calls) == 384 && size_of::<Flow>().is_multiple_of(64));
 crate::pod!(FlowKey, Stream, Piece, Flow);
 
 /// A call in progress, packed so that one atomic holds it: XID, class, and time in 4 µs units (30 bits: 71 minutes).
@@ -132,6 +165,10 @@ pub mod call {
     }
     pub const fn xid(packed: u64) -> u32 {
         (packed >> 32) as u32
+    }
+    /// The time alone.
+    pub const fn time(packed: u64) -> u64 {
+        packed & TIME_MASK
     }
     pub const fn class(packed: u64) -> u32 {
         ((packed >> 30) & 3) as u32

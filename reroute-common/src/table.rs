@@ -12,7 +12,6 @@ pub mod pin {
     pub const CONFIG: &str = "CONFIG";
     pub const CLIENTS: &str = "CLIENTS";
     pub const ADDRESSES: &str = "ADDRESSES";
-    pub const INTERFACES: &str = "INTERFACES";
     pub const FLOWS: &str = "FLOWS";
     pub const WAITING: &str = "WAITING";
     pub const PIECES: &str = "PIECES";
@@ -29,6 +28,18 @@ pub mod mode {
     pub const BYPASS: u32 = 2;
 }
 
+/// NICs that programs are attached to, at most.
+pub const MAX_INTERFACES: usize = 8;
+
+/// Which network a NIC belongs to.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Interface {
+    /// The kernel's number; 0: none.
+    pub index: u32,
+    pub network: u32,
+}
+
 /// Written by userspace only (map CONFIG, one entry).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,8 +51,9 @@ pub struct Config {
     pub service_address: [u8; 16],
     pub service_port: u32,
     pub pulse_port: u32,
+    /// Limit for clients without one of their own.
     pub unanswered_limit_ns: u64,
-    pub silent_limit_ns: u64,
+    pub unacked_limit_ns: u64,
     /// How long an affirmation holds (design §6: 100 ms).
     pub affirm_ns: u64,
     /// How long FIN, RST and SYN are held back after the listener has gone.
@@ -52,8 +64,10 @@ pub struct Config {
     /// Bits of [`crate::pulse::server`] that userspace decides (`NULL_FAILED`).
     pub agent_state: u32,
     pub _pad: u32,
+    /// The NICs that carry NFS.
+    pub interfaces: [Interface; MAX_INTERFACES],
 }
-const _: () = assert!(size_of::<Config>() == 96);
+const _: () = assert!(size_of::<Config>() == 96 + 8 * MAX_INTERFACES);
 
 /// Key of map ADDRESSES: a client is found by the network a packet came in by, and its source.
 #[repr(C)]
@@ -114,6 +128,8 @@ pub struct Client {
     /// 1: this client's host sends pulses.
     pub has_agent: u32,
     pub pulse_key: [u64; 2],
+    /// How old a call of this client may grow, ns; 0: as the configuration says. Follows its latency.
+    pub unanswered_limit_ns: u64,
 
     /// [`crate::admission::Word`].
     pub word: u64,
@@ -129,6 +145,7 @@ pub struct Client {
     /// Epoch whose first reply has been reported.
     pub first_reply_epoch: u64,
 
+    /// From here on: what is not counted in a line of [`crate::flow::Flow`]. The client's totals are the sum of both.
     pub rx_packets: u64,
     pub rx_bytes: u64,
     pub tx_packets: u64,
@@ -152,7 +169,7 @@ pub struct Client {
     pub latency: [[u64; LATENCY_BUCKETS]; class::COUNT],
 }
 const _: () =
-    assert!(size_of::<Client>() == 72 + 8 * (9 + 8 + 2 + 5 + 5 + 2) + 8 * LATENCY_BUCKETS * class::COUNT);
+    assert!(size_of::<Client>() == 80 + 8 * (9 + 8 + 2 + 5 + 5 + 2) + 8 * LATENCY_BUCKETS * class::COUNT);
 
 /// The server as a whole (map SERVER, one entry). Written by programs only.
 #[repr(C)]
@@ -182,7 +199,9 @@ pub struct Server {
     pub untracked_calls: u64,
     pub untracked_flows: u64,
     pub evicted_flows: u64,
-    pub foreign_packets: u64,
+    /// Lines whose counts began, and ended, to move to their client's: while these differ, sums are not exact.
+    pub sums_begun: u64,
+    pub sums_ended: u64,
     /// Events that found the ring buffer full.
     pub lost_events: u64,
     /// Segments held because they came before their turn.
@@ -190,7 +209,7 @@ pub struct Server {
     /// Where the search for a free piece goes on.
     pub next_piece: u64,
 }
-const _: () = assert!(size_of::<Server>() == 96 + 8 * 12);
+const _: () = assert!(size_of::<Server>() == 96 + 8 * 13);
 crate::pod!(Config, AddressKey, Client, Server);
 
 const _: () = assert!(network::COUNT == 3);

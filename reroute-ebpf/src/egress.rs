@@ -1,35 +1,52 @@
 //! What leaves the service port: replies, closings, and what the shield holds back.
 
-use crate::flow::{self, Key};
+use crate::cell::Shared;
+use crate::flow::{self, Key, Lines};
 use crate::follow::{self, Place, Segment};
+use crate::maps::{self, Tables};
 use crate::packet::Packet;
-use crate::parse::{Kind, parse, tcp};
-use crate::{Verdict, at, held, kernel, listener, maps, stream};
+use crate::parse::{End, Frame, Glance, Kind, fill, glance, parse, tcp};
+use crate::signal::{self, About};
+use crate::{Verdict, at, held, kernel, listener, stream};
 use reroute_common::admission::{Word, rank};
-use reroute_common::flow::{FlowKey, state, stream as bits};
-use reroute_common::table::{drop, orphan};
+use reroute_common::event::way;
+use reroute_common::flow::{Flow, FlowKey, state, stream as bits};
+use reroute_common::table::{Client, drop, orphan};
 
 #[inline(always)]
 pub fn egress<P: Packet>(packet: P, interface: u32) -> Verdict {
-    let Some(network) = maps::network(interface) else { return Verdict::Pass };
-    let (Some(config), Some(server)) = (maps::config(), maps::server()) else { return Verdict::Pass };
-    let Some(frame) = maps::frame(maps::Way::Out) else { return Verdict::Pass };
-    parse(&packet, frame);
-    let service = at!(config.service_address).address();
-    if frame.kind != Kind::Tcp
-        || frame.source != service
-        || frame.source_port as u32 != at!(config.service_port).get()
-    {
-        return Verdict::Pass;
+    let Some(config) = maps::config() else { return Verdict::Pass };
+    let port = at!(config.service_port).get();
+    let mut told = Glance::Other;
+    if let Some(head) = packet.head() {
+        // No UDP leaves the service.
+        told = glance(head, End::Source, maps::service_ipv4(config), port, u32::MAX);
+        if told == Glance::Foreign {
+            return Verdict::Pass;
+        }
     }
-    let slot = maps::slot(network, &frame.destination);
-    let Some(client) = maps::client(slot) else { return Verdict::Pass };
-    let now = kernel::now();
+    let Some(network) = maps::network(config, interface) else { return Verdict::Pass };
+    let Some(frame) = maps::frame(maps::Way::Out) else { return Verdict::Pass };
+    let filled = told == Glance::Service && packet.head().is_some_and(|head| fill(head, packet.len(), frame));
+    if !filled {
+        *frame = Frame::new();
+        parse(&packet, frame);
+        if frame.kind != Kind::Tcp
+            || frame.source != at!(config.service_address).address()
+            || frame.source_port as u32 != port
+        {
+            return Verdict::Pass;
+        }
+    }
+    service(packet, frame, network)
+}
+
+/// A segment of the service. Each wire segment of a super-packet repeats the headers.
+#[inline(always)]
+fn service<P: Packet>(packet: P, frame: &Frame, network: u32) -> Verdict {
+    let Some(server) = maps::server() else { return Verdict::Pass };
     let segments = packet.segments();
-    // Each wire segment of a super-packet repeats the headers.
     let bytes = packet.len() + (segments - 1) * frame.payload;
-    at!(client.tx_packets).count(segments as u64);
-    at!(client.tx_bytes).count(bytes as u64);
     let key = Key(FlowKey {
         remote: frame.destination,
         local: frame.source,
@@ -37,53 +54,99 @@ pub fn egress<P: Packet>(packet: P, interface: u32) -> Verdict {
         local_port: frame.source_port,
         network,
     });
-    if let Some((index, line)) = flow::find(&maps::Tables, &key) {
-        let tx = at!(line.tx);
-        at!(line.last_at).set(now);
-        at!(tx.packets).set(at!(tx.packets).get() + segments as u64);
-        at!(tx.bytes).set(at!(tx.bytes).get() + bytes as u64);
-        if frame.flags & tcp::ACK != 0 {
-            at!(line.acked).set(frame.acknowledgment);
-            let flags = at!(tx.flags).get();
-            if flags & bits::ACKED == 0 {
-                at!(tx.flags).set(flags | bits::ACKED);
-            }
-            // The server has bytes that never came by here: calls may be among them.
-            let rx = at!(line.rx);
-            let followed = at!(rx.flags).get() & bits::SYNCED != 0 && at!(line.state).get() == state::OPEN;
-            if followed && held::passed_us(line) {
-                flow::uncertain(line, client);
-            }
-        }
-        if frame.flags & tcp::SYN != 0 {
-            stream::begin(tx, frame.sequence);
-        } else if frame.payload_len > 0 {
-            let place = Place { slot, index, line, client, server, now };
+    let tick = at!(server.tick_at).get();
+    let ends = frame.flags & (tcp::FIN | tcp::RST) != 0;
+    let Some((index, line)) = flow::find(&Tables, &key) else {
+        let slot = maps::slot(network, &frame.destination);
+        let Some(client) = maps::client(slot) else { return Verdict::Pass };
+        at!(client.tx_packets).count(segments as u64);
+        at!(client.tx_bytes).count(bytes as u64);
+        return if ends { closing(packet, client) } else { Verdict::Pass };
+    };
+    let slot = at!(line.client).get();
+    let Some(client) = maps::client(slot) else { return Verdict::Pass };
+    let tx = at!(line.tx);
+    at!(line.last_at).set(tick);
+    at!(tx.packets).set(at!(tx.packets).get() + segments as u64);
+    at!(tx.bytes).set(at!(tx.bytes).get() + bytes as u64);
+    acknowledges(line, client, frame);
+    let about = About { slot, index, line, way: way::OUT };
+    signal::window(&about, frame);
+    if frame.flags & tcp::SYN != 0 {
+        stream::begin(tx, frame.sequence);
+    } else if frame.payload_len > 0 {
+        if is_middle(line, frame) {
+            at!(tx.next_seq).set(frame.sequence.wrapping_add(frame.payload_len));
+            at!(tx.remaining).set(at!(tx.remaining).get() - frame.payload_len);
+            signal::retransmission(&about, false, true);
+        } else {
+            let (again, next) = (at!(tx.retransmitted).get(), at!(tx.next_seq).get());
+            let place = Place { slot, index, line, client, server, now: kernel::now() };
             let segment = Segment { seq: frame.sequence, offset: frame.payload, len: frame.payload_len };
             follow::replies(packet, &place, segment);
+            let again = at!(tx.retransmitted).get() != again;
+            signal::retransmission(&about, again, at!(tx.next_seq).get() != next);
         }
-        if frame.flags & (tcp::FIN | tcp::RST) != 0 {
-            let rx = at!(line.rx);
-            let flags = at!(tx.flags).get();
-            if frame.flags & tcp::RST != 0 {
-                if at!(line.state).replace(state::OPEN, state::CLOSED) {
-                    at!(client.reset).count(1);
-                }
-            } else if flags & bits::FIN == 0 {
-                at!(tx.flags).set(flags | bits::FIN);
-                if at!(rx.flags).get() & bits::FIN == 0 {
-                    at!(client.closed).count(1);
-                }
-                at!(line.state).replace(state::OPEN, state::CLOSED);
-            }
-            flow::abandon(line, client, 0, orphan::ENDED);
+        // After `next_seq`: whoever takes an ACK in looks at it again.
+        if at!(line.unacked_since).get() == 0 {
+            at!(line.unacked_since).set(tick);
+            Tables.wake(index);
         }
     }
-    if frame.flags & (tcp::FIN | tcp::RST) == 0 {
+    if !ends {
         return Verdict::Pass;
     }
-    // The server's death shows here first, where its listener is closed before its connections are. And a client that
-    // is shut out must not be told so: it would come back to a closed door, while its host resets it at the open one.
+    if frame.flags & tcp::RST != 0 {
+        if at!(line.state).replace(state::OPEN, state::CLOSED) {
+            at!(client.reset).count(1);
+            signal::reset(&about);
+        }
+    } else if at!(tx.flags).or(bits::FIN) & bits::FIN == 0 {
+        let rx = at!(line.rx);
+        if at!(rx.flags).get() & bits::FIN == 0 {
+            at!(client.closed).count(1);
+        }
+        at!(line.state).replace(state::OPEN, state::CLOSED);
+    }
+    flow::abandon(line, client, 0, orphan::ENDED);
+    closing(packet, client)
+}
+
+/// Whether it is the middle of a reply, in its turn.
+#[inline(always)]
+fn is_middle(line: Shared<Flow>, frame: &Frame) -> bool {
+    let tx = at!(line.tx);
+    at!(tx.flags).get() & bits::SYNCED != 0
+        && at!(tx.next_seq).get() == frame.sequence
+        && at!(tx.remaining).get() >= frame.payload_len
+}
+
+/// Takes in what the server acknowledges.
+#[inline(always)]
+fn acknowledges(line: Shared<Flow>, client: Shared<Client>, frame: &Frame) {
+    if frame.flags & tcp::ACK == 0 {
+        return;
+    }
+    let (rx, tx) = (at!(line.rx), at!(line.tx));
+    at!(line.server_acked).set(frame.acknowledgment);
+    let flags = at!(tx.flags).get();
+    if flags & bits::ACKED == 0 {
+        at!(tx.flags).set(flags | bits::ACKED);
+    }
+    // The server has bytes that never came by here: calls may be among them.
+    let followed = at!(rx.flags).get() & bits::SYNCED != 0 && at!(line.state).get() == state::OPEN;
+    if followed && held::passed_us(line) {
+        flow::uncertain(line, client);
+    }
+}
+
+/// A FIN or RST. The server's death shows here first, where its listener is closed before its connections are. And a
+/// client that is shut out must not be told so: it would come back to a closed door, while its host resets it at the
+/// open one.
+#[inline(always)]
+fn closing<P: Packet>(packet: P, client: Shared<Client>) -> Verdict {
+    let (Some(config), Some(server)) = (maps::config(), maps::server()) else { return Verdict::Pass };
+    let now = kernel::now();
     let gone = !listener::look(packet.context(), config, server, now)
         && listener::shields(config, client, server, now);
     let shut_out =

@@ -5,7 +5,10 @@ use crate::cell::Shared;
 use crate::kernel::repeat;
 use crate::rpc::Call;
 use core::ffi::c_void;
-use reroute_common::flow::{CALL_SLOTS, CALL_WAYS, Flow, FlowKey, MAX_FLOWS, Piece, call, state, stream};
+use reroute_common::class;
+use reroute_common::flow::{
+    CALL_SLOTS, CALL_WAYS, Flow, FlowKey, MAX_FLOWS, Piece, call, raised, state, stream,
+};
 use reroute_common::table::{Client, Server, orphan};
 
 /// Lines a flow may stand in.
@@ -84,31 +87,41 @@ pub fn find<L: Lines>(lines: &L, key: &Key) -> Option<(u32, Shared<Flow>)> {
     Some((found, lines.line(found)?))
 }
 
-/// Takes a line for a new flow: a free one, else the closed one that is quiet longest, else the open one that is.
-/// None: the set is full of live flows.
+/// How readily a line is given away, the oldest of a kind first; 0: not at all.
+#[inline(always)]
+fn rank(line: Shared<Flow>, slot: u32, now: u64) -> u64 {
+    let rx = at!(line.rx);
+    let idle = now.saturating_sub(at!(line.last_at).get()) >> 8;
+    let stranger = at!(line.client).get() == 0;
+    // Whoever has acknowledged nothing may be anybody.
+    let half_open = at!(rx.flags).get() & stream::ACKED == 0;
+    match at!(line.state).get() {
+        state::FREE => u64::MAX,
+        state::CLOSED => 4 << 58 | idle,
+        state::OPEN if stranger && half_open => 3 << 58 | idle,
+        // Nobody known makes room for somebody unknown.
+        state::OPEN if stranger || slot == 0 => (stranger as u64) * (2 << 58 | idle),
+        state::OPEN if half_open || idle > IDLE >> 8 => 1 << 58 | idle,
+        _ => 0,
+    }
+}
+
+/// Takes a line for a new flow of client `slot`: a free one, else a closed one, a stranger's, one half open, or one idle
+/// for long. None: the set is full of live flows.
 #[inline(always)]
 pub fn claim<L: Lines>(
     lines: &L,
     server: Shared<Server>,
     key: &Key,
-    client: u32,
+    slot: u32,
     now: u64,
 ) -> Option<(u32, Shared<Flow>)> {
     let set = set_of(&key.0);
     let mut best = u32::MAX;
-    // Free lines beat closed ones, closed ones beat idle ones; the older the better.
     let mut best_rank = 0_u64;
     for way in 0..WAYS {
         let Some(line) = lines.line(set + way) else { continue };
-        let held = at!(line.state).get();
-        let last = at!(line.last_at).get();
-        let idle = now.saturating_sub(last);
-        let rank = match held {
-            state::FREE => u64::MAX,
-            state::CLOSED => 1 << 62 | (idle >> 8),
-            state::OPEN if idle > IDLE => idle >> 8,
-            _ => 0,
-        };
+        let rank = rank(line, slot, now);
         if rank > best_rank {
             best_rank = rank;
             best = set + way;
@@ -117,34 +130,46 @@ pub fn claim<L: Lines>(
     let best = lines.opaque(best);
     let line = lines.line(best)?;
     // Somebody else may have taken it since.
-    let best_state = at!(line.state).get();
-    let idle = now.saturating_sub(at!(line.last_at).get());
-    if best_state == state::CLAIMED || (best_state == state::OPEN && idle <= IDLE) {
+    let held = at!(line.state).get();
+    if held == state::CLAIMED || rank(line, slot, now) == 0 || !at!(line.state).replace(held, state::CLAIMED)
+    {
         return None;
     }
-    if !at!(line.state).replace(best_state, state::CLAIMED) {
-        return None;
-    }
-    if best_state != state::FREE {
+    if held != state::FREE {
         if let Some(former) = lines.client(at!(line.client).get()) {
             abandon(line, former, 0, orphan::ENDED);
+            hand_over(line, former, server);
         }
-        if best_state == state::OPEN {
+        if held == state::OPEN {
             at!(server.evicted_flows).count(1);
         }
     }
     write_key(line, key);
-    at!(line.client).set(client);
-    at!(line.opened_at).set(now);
+    at!(line.client).set(slot);
     at!(line.last_at).set(now);
-    at!(line.check_at).set(0);
-    at!(line.calls_seen).set(0);
-    at!(line.replies_seen).set(0);
-    reset_stream(at!(line.rx));
-    reset_stream(at!(line.tx));
-    crate::held::disown(line);
+    begin_anew(line, now);
     at!(line.state).swap(state::OPEN);
     Some((best, line))
+}
+
+/// Adds what the line has counted to its client's counts. Only for a line that nobody counts in.
+#[inline(always)]
+fn hand_over(line: Shared<Flow>, client: Shared<Client>, server: Shared<Server>) {
+    at!(server.sums_begun).increase(1);
+    let (rx, tx) = (at!(line.rx), at!(line.tx));
+    at!(client.rx_packets).count(at!(rx.packets).swap(0));
+    at!(client.rx_bytes).count(at!(rx.bytes).swap(0));
+    at!(client.rx_retransmitted).count(at!(rx.retransmitted).swap(0));
+    at!(client.tx_packets).count(at!(tx.packets).swap(0));
+    at!(client.tx_bytes).count(at!(tx.bytes).swap(0));
+    at!(client.tx_retransmitted).count(at!(tx.retransmitted).swap(0));
+    let mut class = 0;
+    while class < class::COUNT as u32 {
+        at!(client.calls).element(class).count(at!(line.calls_seen).element(class).swap(0));
+        at!(client.replies).element(class).count(at!(line.replies_seen).element(class).swap(0));
+        class += 1;
+    }
+    at!(server.sums_ended).increase(1);
 }
 
 #[inline(always)]
@@ -154,25 +179,26 @@ fn write_key(line: Shared<Flow>, key: &Key) {
     unsafe { *held.as_ptr() = key.0 };
 }
 
+/// All but the counts, which go on for the same client.
 #[inline(always)]
-fn reset_stream(s: Shared<reroute_common::flow::Stream>) {
-    at!(s.flags).set(0);
-    at!(s.lost).set(0);
-    at!(s.packets).set(0);
-    at!(s.bytes).set(0);
-    at!(s.retransmitted).set(0);
+fn begin_anew(line: Shared<Flow>, now: u64) {
+    let (rx, tx) = (at!(line.rx), at!(line.tx));
+    at!(line.opened_at).set(now);
+    at!(line.oldest).set(0);
+    at!(line.unacked_since).set(0);
+    at!(line.raised).swap(0);
+    at!(rx.flags).swap(0);
+    at!(tx.flags).swap(0);
+    at!(rx.lost).set(0);
+    at!(tx.lost).set(0);
+    crate::held::disown(line);
 }
 
 /// A connection begins anew in its old line.
 #[inline(always)]
 pub fn reopen(line: Shared<Flow>, client: Shared<Client>, now: u64) {
     abandon(line, client, 0, orphan::ENDED);
-    at!(line.opened_at).set(now);
-    at!(line.calls_seen).set(0);
-    at!(line.replies_seen).set(0);
-    reset_stream(at!(line.rx));
-    reset_stream(at!(line.tx));
-    crate::held::disown(line);
+    begin_anew(line, now);
     at!(line.state).swap(state::OPEN);
 }
 
@@ -285,8 +311,8 @@ pub fn accept<L: Lines>(
             return;
         }
     }
-    at!(client.calls).element(new.class).count(1);
-    at!(line.calls_seen).set(at!(line.calls_seen).get() + 1);
+    let seen = at!(line.calls_seen).element(new.class);
+    seen.set(seen.get() + 1);
     if free == NO_SLOT {
         orphan(client, orphan::UNTRACKED);
         at!(server.untracked_calls).count(1);
@@ -296,7 +322,6 @@ pub fn accept<L: Lines>(
     at!(line.waiting).increase(1);
     let slot = at!(line.calls).element(free);
     if slot.replace(0, call::pack(new.xid, new.class, now)) {
-        at!(line.check_at).set(0);
         lines.wake(index);
     } else {
         orphan(client, orphan::UNTRACKED);
@@ -308,7 +333,6 @@ pub fn accept<L: Lines>(
 /// A reply has left. Gives the call it answers, packed, if that was waited for.
 #[inline(always)]
 pub fn answer(line: Shared<Flow>, client: Shared<Client>, xid: u32, now: u64) -> Option<u64> {
-    at!(line.replies_seen).set(at!(line.replies_seen).get() + 1);
     let index = find_call(line, xid);
     if index == NO_SLOT {
         return None;
@@ -320,9 +344,13 @@ pub fn answer(line: Shared<Flow>, client: Shared<Client>, xid: u32, now: u64) ->
     }
     at!(client.in_progress).decrease(1);
     at!(line.waiting).decrease(1);
-    at!(line.check_at).set(0);
+    // The timer looks for the next oldest one.
+    if at!(line.oldest).get() == call::time(held) || at!(line.raised).get() & raised::UNANSWERED != 0 {
+        at!(line.oldest).set(0);
+    }
     let class = call::class(held);
-    at!(client.replies).element(class).count(1);
+    let seen = at!(line.replies_seen).element(class);
+    seen.set(seen.get() + 1);
     let latency = at!(client.latency).element(class);
     latency.element(bucket(call::age_ns(held, now))).count(1);
     Some(held)
@@ -365,25 +393,27 @@ struct Oldest {
     line: Shared<Flow>,
     now: u64,
     age: u64,
+    time: u64,
 }
 
-/// Age of its oldest call, seen from `now`; 0: none waits.
+/// Its oldest call: age, seen from `now`, and time as packed. Zeros: none waits.
 #[inline(always)]
-pub fn oldest_age(line: Shared<Flow>, now: u64) -> u64 {
-    let mut oldest = Oldest { line, now, age: 0 };
+pub fn oldest_call(line: Shared<Flow>, now: u64) -> (u64, u64) {
+    let mut oldest = Oldest { line, now, age: 0, time: 0 };
     repeat(CALL_SLOTS as u32, age_call, &mut oldest);
-    oldest.age
+    (oldest.age, oldest.time)
 }
 
 unsafe extern "C" fn age_call(index: u32, oldest: *mut c_void) -> i64 {
-    // SAFETY: `repeat` hands over the state of `oldest_age`.
+    // SAFETY: `repeat` hands over the state of `oldest_call`.
     let oldest = unsafe { &mut *oldest.cast::<Oldest>() };
     let line = oldest.line;
     let held = at!(line.calls).element(index).get();
     if held != 0 {
         let age = call::age_ns(held, oldest.now);
-        if age > oldest.age {
+        if oldest.time == 0 || age > oldest.age {
             oldest.age = age;
+            oldest.time = call::time(held);
         }
     }
     0
@@ -441,7 +471,8 @@ mod tests {
         let t = table();
         let now = 1_000 * IDLE;
         for port in 0..WAYS as u16 {
-            assert!(claim(&t, t.server, &key(port), 1, now + port as u64 * 1_000_000).is_some());
+            let (_, line) = claim(&t, t.server, &key(port), 1, now + port as u64 * 1_000_000).unwrap();
+            at!(line.rx.flags).set(stream::ACKED);
         }
         let later = now + 1_000_000_000;
         assert!(claim(&t, t.server, &key(100), 1, later).is_none(), "all live");
@@ -464,6 +495,41 @@ mod tests {
     }
 
     #[test]
+    fn strangers_and_the_half_open_make_room_for_the_known() {
+        let t = table();
+        let now = 1_000 * IDLE;
+        for port in 0..WAYS as u16 {
+            let stranger = port < 2;
+            let (_, line) =
+                claim(&t, t.server, &key(port), !stranger as u32, now + port as u64 * 1_000).unwrap();
+            // Port 1 is a stranger's and open, port 2 a client's and half open.
+            if port != 0 && port != 2 {
+                at!(line.rx.flags).set(stream::ACKED);
+            }
+        }
+        let later = now + 1_000_000;
+        let mut gone = vec![];
+        for port in 100..104 {
+            let known: Vec<u16> = (0..WAYS as u16).filter(|p| find(&t, &key(*p)).is_some()).collect();
+            if let Some((_, line)) = claim(&t, t.server, &key(port), 1, later) {
+                at!(line.rx.flags).set(stream::ACKED);
+            }
+            gone.extend(known.into_iter().filter(|p| find(&t, &key(*p)).is_none()));
+        }
+        assert_eq!(gone, [0, 1, 2], "in this order, and no live one");
+        assert!(claim(&t, t.server, &key(104), 0, later).is_none(), "a stranger takes nothing from a client");
+        assert!(claim(&t, t.server, &key(104), 0, later + 2 * IDLE).is_none(), "not even what is idle");
+        // What was counted for those that went is their client's.
+        let client = t.clients[1];
+        let (_, line) = find(&t, &key(3)).unwrap();
+        at!(line.rx.packets).set(5);
+        at!(line.calls_seen).element(2).set(3);
+        at!(line.state).set(state::CLOSED);
+        assert!(claim(&t, t.server, &key(105), 1, later).is_some());
+        assert_eq!((at!(client.rx_packets).get(), at!(client.calls).element(2).get()), (5, 3));
+    }
+
+    #[test]
     fn a_call_is_answered_once_by_its_xid() {
         let t = table();
         let (index, line) = claim(&t, t.server, &key(1), 1, 1).unwrap();
@@ -480,11 +546,12 @@ mod tests {
         assert_eq!((at!(client.in_progress).get(), at!(client.orphans).get()), (1, 0));
         let latency = at!(client.latency).element(2);
         assert_eq!(latency.element(bucket(5_000_000)).get(), 1);
-        let age = oldest_age(line, start + 80_000_000);
+        let (age, time) = oldest_call(line, start + 80_000_000);
+        assert_eq!(time, call::time(call::pack(2, 3, start)));
         assert!((79_990_000..=80_010_000).contains(&age), "{age}");
         abandon(line, client, 0, orphan::ENDED);
         assert_eq!((at!(client.in_progress).get(), at!(client.orphans).get()), (0, 1));
-        assert_eq!(oldest_age(line, start + 80_000_000), 0);
+        assert_eq!(oldest_call(line, start + 80_000_000), (0, 0));
     }
 
     #[test]

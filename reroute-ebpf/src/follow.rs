@@ -10,7 +10,7 @@ use crate::rpc;
 use crate::stream::{self, Fit, Rest, Side, Step};
 use core::ffi::c_void;
 use reroute_common::admission::Word;
-use reroute_common::event::{Event, kind};
+use reroute_common::event::{Event, kind, way};
 use reroute_common::flow::{Flow, stream as bits};
 use reroute_common::table::{Client, Server, orphan};
 
@@ -52,13 +52,11 @@ pub fn calls<P: Packet, L: Lines + Copy>(packet: P, lines: L, place: &Place, seg
     let rx = at!(line.rx);
     if at!(rx.flags).get() & bits::SYNCED != 0 && held::passed_us(line) {
         // Nothing will fill that hole; and what is sent again of it has been answered, maybe.
-        at!(rx.next_seq).set(at!(line.acked).get());
+        at!(rx.next_seq).set(at!(line.server_acked).get());
         flow::uncertain(line, client);
         lose(lines, place);
     }
-    let before = at!(rx.retransmitted).get();
     let fit = stream::enter(rx, segment.seq, segment.len);
-    at!(client.rx_retransmitted).count(at!(rx.retransmitted).get() - before);
     let mut skip = 0;
     match fit {
         Fit::Old => return,
@@ -141,9 +139,7 @@ pub fn replies<P: Packet>(packet: P, place: &Place, segment: Segment) {
     let line = place.line;
     let client = place.client;
     let tx = at!(line.tx);
-    let before = at!(tx.retransmitted).get();
     let fit = stream::enter(tx, segment.seq, segment.len);
-    at!(client.tx_retransmitted).count(at!(tx.retransmitted).get() - before);
     let mut skip = 0;
     match fit {
         Fit::Old => return,
@@ -212,13 +208,12 @@ fn reply(place: &Place, xid: u32) {
         && at!(client.first_reply_epoch).replace(reported, word.epoch())
     {
         crate::maps::emit(&Event {
-            at: place.now,
-            kind: kind::FIRST_REPLY,
             client: place.slot,
             flow: place.index,
             waiting: at!(line.waiting).get(),
-            age_ns: 0,
             limit: word.epoch(),
+            way: way::OUT,
+            ..Event::new(place.now, kind::FIRST_REPLY)
         });
     }
 }

@@ -26,7 +26,7 @@ const TRIES: u32 = 64;
 #[inline(always)]
 pub fn passed_us(line: Shared<Flow>) -> bool {
     let (rx, tx) = (at!(line.rx), at!(line.tx));
-    let ahead = at!(line.acked).get().wrapping_sub(at!(rx.next_seq).get()) as i32;
+    let ahead = at!(line.server_acked).get().wrapping_sub(at!(rx.next_seq).get()) as i32;
     // A FIN is acknowledged like a byte.
     let fin = (at!(rx.flags).get() & bits::FIN != 0) as i32;
     at!(tx.flags).get() & bits::ACKED != 0 && ahead > fin
@@ -50,7 +50,7 @@ fn is_ours(piece: Shared<Piece>, place: &Place) -> bool {
 /// Keeps a segment. False: there is no room for all of it, or the list is torn.
 #[inline(always)]
 pub fn hold<P: Packet, L: Lines + Copy>(packet: P, lines: L, place: &Place, segment: Segment) -> bool {
-    let (line, client, server) = (place.line, place.client, place.server);
+    let (line, server) = (place.line, place.server);
     let mut spot = Spot { lines, place: *place, segment, at: 0, before: 0, overlaps: 0, whole: 0, torn: 0 };
     spot.before = at!(line.last_piece).get();
     if !is_behind(&spot) {
@@ -64,7 +64,6 @@ pub fn hold<P: Packet, L: Lines + Copy>(packet: P, lines: L, place: &Place, segm
     if spot.overlaps != 0 {
         let rx = at!(line.rx);
         at!(rx.retransmitted).set(at!(rx.retransmitted).get() + 1);
-        at!(client.rx_retransmitted).count(1);
     }
     if spot.whole != 0 || spot.torn != 0 {
         return spot.torn == 0;
@@ -333,6 +332,7 @@ unsafe extern "C" fn release_step<L: Lines>(_: u32, releasing: *mut c_void) -> i
 mod tests {
     use super::*;
     use crate::stream;
+    use reroute_common::class;
     use reroute_common::flow::{CALL_SLOTS, call as packed};
     use reroute_common::table::Client;
     use std::collections::BTreeSet;
@@ -429,7 +429,7 @@ mod tests {
         }
         fn server_acks(&self, to: usize) {
             let line = self.place.line;
-            at!(line.acked).set(self.first.wrapping_add(to as u32));
+            at!(line.server_acked).set(self.first.wrapping_add(to as u32));
             at!(line.tx.flags).set(bits::ACKED);
         }
     }
@@ -532,7 +532,7 @@ mod tests {
                 c.deliver(i * len, (i + 1) * len);
             }
             let line = c.place.line;
-            let seen = at!(line.calls_seen).get() as usize;
+            let seen = at!(line.calls_seen).element(class::WRITE).get() as usize;
             // More than 64 wait at once: those are orphans, but they were seen.
             assert_eq!((seen, c.room.used()), (order.len(), 0), "{order:?}");
             let client = c.place.client;

@@ -1,86 +1,56 @@
-//! What comes in: counted, judged, followed.
+//! What comes in: told apart, judged, counted, followed.
 
+use crate::cell::Shared;
 use crate::flow::{self, Key};
 use crate::follow::{self, Place, Segment};
 use crate::maps::{self, Tables};
 use crate::packet::Packet;
-use crate::parse::{Frame, Kind, parse, tcp};
-use crate::{Verdict, admit, at, kernel, listener, pulse, stream};
-use reroute_common::flow::{FlowKey, state, stream as bits};
-use reroute_common::table::{drop, mode, orphan};
+use crate::parse::{End, Frame, Glance, Kind, fill, glance, parse, tcp};
+use crate::signal::{self, About};
+use crate::{Verdict, admit, at, held, kernel, listener, pulse, stream};
+use reroute_common::event::way;
+use reroute_common::flow::{Flow, FlowKey, state, stream as bits};
+use reroute_common::table::{Client, Config, Server, drop, mode, orphan};
 
 /// Judges a frame that came in by `interface`.
 #[inline(always)]
 pub fn ingress<P: Packet>(packet: P, interface: u32) -> Verdict {
-    let Some(network) = maps::network(interface) else { return Verdict::Pass };
-    let (Some(config), Some(server)) = (maps::config(), maps::server()) else { return Verdict::Pass };
+    let Some(config) = maps::config() else { return Verdict::Pass };
+    let (port, pulse_port) = (at!(config.service_port).get(), at!(config.pulse_port).get());
+    let mut told = Glance::Other;
+    if let Some(head) = packet.head() {
+        let service = maps::service_ipv4(config);
+        told = glance(head, End::Destination, service, port, pulse_port);
+        if told == Glance::Foreign {
+            return Verdict::Pass;
+        }
+    }
+    let Some(network) = maps::network(config, interface) else { return Verdict::Pass };
     let Some(frame) = maps::frame(maps::Way::In) else { return Verdict::Pass };
-    parse(&packet, frame);
-    if frame.kind == Kind::Udp && frame.destination_port as u32 == at!(config.pulse_port).get() {
-        return pulse::reflect(packet, frame, network);
-    }
-    let service = at!(config.service_address).address();
-    let ours = frame.destination == service
-        && match frame.kind {
-            Kind::Tcp => frame.destination_port as u32 == at!(config.service_port).get(),
-            Kind::BrokenTcp => true,
-            _ => false,
-        };
-    if !ours {
-        at!(server.foreign_packets).count(1);
-        return Verdict::Pass;
-    }
-    judge(packet, frame, network)
-}
-
-/// A frame to the service. Not inlined: its stack and that of the pulses take turns.
-#[inline(never)]
-fn judge<P: Packet>(packet: P, frame: &Frame, network: u32) -> Verdict {
-    let (Some(config), Some(server)) = (maps::config(), maps::server()) else { return Verdict::Pass };
-    let slot = maps::slot(network, &frame.source);
-    let Some(client) = maps::client(slot) else { return Verdict::Pass };
-    let now = kernel::now();
-    at!(client.rx_packets).count(packet.segments() as u64);
-    at!(client.rx_bytes).count(packet.len() as u64);
-    let mode = at!(config.mode).get();
-
-    at!(client.in_progress).increase(1);
-    let mut refusal = match mode {
-        mode::BYPASS => None,
-        _ if frame.kind == Kind::BrokenTcp => Some(drop::UNPARSABLE),
-        _ => admit::refusal(client, server, slot, now),
-    };
-    if refusal.is_some() && mode != mode::ENFORCE {
-        at!(client.would_drop).count(1);
-        refusal = None;
-    }
-    if refusal.is_none() && frame.kind == Kind::Tcp {
-        let syn = frame.flags & (tcp::SYN | tcp::ACK) == tcp::SYN;
-        if syn
-            && !listener::look(packet.context(), config, server, now)
-            && listener::shields(config, client, server, now)
-        {
-            refusal = Some(drop::SHIELD);
-        } else {
-            track(packet, frame, network, slot);
+    let filled = told == Glance::Service && packet.head().is_some_and(|head| fill(head, packet.len(), frame));
+    if !filled {
+        *frame = Frame::new();
+        parse(&packet, frame);
+        if frame.kind == Kind::Udp && frame.destination_port as u32 == pulse_port {
+            return pulse::reflect(packet, frame, network);
+        }
+        let ours = frame.destination == at!(config.service_address).address()
+            && match frame.kind {
+                Kind::Tcp => frame.destination_port as u32 == port,
+                Kind::BrokenTcp => true,
+                _ => false,
+            };
+        if !ours {
+            return Verdict::Pass;
         }
     }
-    at!(client.in_progress).decrease(1);
-
-    match refusal {
-        Some(reason) => {
-            at!(client.drops).element(reason as u32).count(1);
-            Verdict::Drop
-        }
-        None => Verdict::Pass,
-    }
+    service(packet, frame, network)
 }
 
-/// A segment that gets in: its flow, its calls.
+/// A frame to the service.
 #[inline(always)]
-fn track<P: Packet>(packet: P, frame: &Frame, network: u32, slot: u32) {
-    let (Some(client), Some(server)) = (maps::client(slot), maps::server()) else { return };
-    let now = kernel::now();
+fn service<P: Packet>(packet: P, frame: &Frame, network: u32) -> Verdict {
+    let (Some(config), Some(server)) = (maps::config(), maps::server()) else { return Verdict::Pass };
     let key = Key(FlowKey {
         remote: frame.source,
         local: frame.destination,
@@ -88,18 +58,177 @@ fn track<P: Packet>(packet: P, frame: &Frame, network: u32, slot: u32) {
         local_port: frame.destination_port,
         network,
     });
-    let syn = frame.flags & (tcp::SYN | tcp::ACK) == tcp::SYN;
-    let established = || {
-        frame.ipv4
-            && kernel::established(
-                packet.context(),
-                &frame.source,
-                frame.source_port,
-                &frame.destination,
-                frame.destination_port,
-            )
+    let found = if frame.kind == Kind::Tcp { flow::find(&Tables, &key) } else { None };
+    let Some((index, line)) = found else {
+        return whole(packet, frame, &key, NOWHERE);
     };
-    let (index, line) = match flow::find(&Tables, &key) {
+    if !begins_nothing(line, frame) {
+        return whole(packet, frame, &key, index);
+    }
+    let slot = at!(line.client).get();
+    let Some(client) = maps::client(slot) else { return Verdict::Pass };
+    let tick = at!(server.tick_at).get();
+    let mode = at!(config.mode).get();
+    if mode != mode::BYPASS {
+        // A lease is held against the clock; what shadow mode counts, against the tick.
+        let now = if mode == mode::ENFORCE { kernel::now() } else { tick };
+        if let Some(reason) = admit::refusal(client, server, slot, now)
+            && refuse(packet, client, mode, reason)
+        {
+            return Verdict::Drop;
+        }
+    }
+    let rx = at!(line.rx);
+    count(line, packet.segments(), packet.len(), tick);
+    if frame.payload_len > 0 {
+        at!(rx.next_seq).set(frame.sequence.wrapping_add(frame.payload_len));
+        at!(rx.remaining).set(at!(rx.remaining).get() - frame.payload_len);
+    }
+    let about = About { slot, index, line, way: way::IN };
+    acknowledged(line, frame, tick);
+    signal::window(&about, frame);
+    signal::retransmission(&about, false, frame.payload_len > 0);
+    Verdict::Pass
+}
+
+/// Whether no call can begin, nor a connection end, by this segment: an ACK, or the middle of a fragment in its turn.
+#[inline(always)]
+fn begins_nothing(line: Shared<Flow>, frame: &Frame) -> bool {
+    if frame.flags & (tcp::SYN | tcp::FIN | tcp::RST) != 0 || at!(line.state).get() != state::OPEN {
+        return false;
+    }
+    if frame.payload_len == 0 {
+        return true;
+    }
+    let rx = at!(line.rx);
+    at!(rx.flags).get() & bits::SYNCED != 0
+        && at!(rx.next_seq).get() == frame.sequence
+        && at!(rx.remaining).get() > frame.payload_len
+        && at!(line.first_piece).get() == 0
+        && !held::passed_us(line)
+}
+
+#[inline(always)]
+fn count(line: Shared<Flow>, segments: u32, bytes: u32, tick: u64) {
+    let rx = at!(line.rx);
+    at!(line.last_at).set(tick);
+    at!(rx.packets).set(at!(rx.packets).get() + segments as u64);
+    at!(rx.bytes).set(at!(rx.bytes).get() + bytes as u64);
+}
+
+/// Takes in what the client acknowledges.
+#[inline(always)]
+fn acknowledged(line: Shared<Flow>, frame: &Frame, tick: u64) {
+    if frame.flags & tcp::ACK == 0 {
+        return;
+    }
+    let (rx, tx) = (at!(line.rx), at!(line.tx));
+    let flags = at!(rx.flags).get();
+    let ahead = frame.acknowledgment.wrapping_sub(at!(line.client_acked).get()) as i32;
+    if flags & bits::ACKED != 0 && ahead <= 0 {
+        return;
+    }
+    at!(line.client_acked).set(frame.acknowledgment);
+    if flags & bits::ACKED == 0 {
+        at!(rx.flags).or(bits::ACKED);
+    }
+    if at!(line.unacked_since).get() != 0 {
+        let sent = at!(tx.next_seq).get();
+        let owed = sent.wrapping_sub(frame.acknowledgment) as i32 > 0;
+        at!(line.unacked_since).set(if owed { tick } else { 0 });
+        // The server may have sent more in between, on another CPU.
+        if !owed && at!(tx.next_seq).get() != sent {
+            at!(line.unacked_since).set(tick);
+        }
+    }
+}
+
+/// Counts a refused packet. False: the mode lets it pass all the same.
+#[inline(always)]
+fn refuse<P: Packet>(packet: P, client: Shared<Client>, mode: u32, reason: usize) -> bool {
+    if mode != mode::ENFORCE {
+        at!(client.would_drop).count(1);
+        return false;
+    }
+    at!(client.drops).element(reason as u32).count(1);
+    apart(packet, client);
+    true
+}
+
+/// Counts a packet that no line counts.
+#[inline(always)]
+fn apart<P: Packet>(packet: P, client: Shared<Client>) {
+    at!(client.rx_packets).count(packet.segments() as u64);
+    at!(client.rx_bytes).count(packet.len() as u64);
+}
+
+/// The index of no line.
+const NOWHERE: u32 = u32::MAX;
+
+/// A segment that may begin a call or end a connection, or no segment at all. Not inlined: its stack and that of the
+/// pulses take turns.
+#[inline(never)]
+fn whole<P: Packet>(packet: P, frame: &Frame, key: &Key, index: u32) -> Verdict {
+    let (Some(config), Some(server)) = (maps::config(), maps::server()) else { return Verdict::Pass };
+    let found = maps::flow(index).map(|line| (index, line));
+    let slot = maps::slot(key.0.network, &frame.source);
+    let Some(client) = maps::client(slot) else { return Verdict::Pass };
+    let now = kernel::now();
+    let mode = at!(config.mode).get();
+
+    at!(client.in_progress).increase(1);
+    let refusal = match mode {
+        mode::BYPASS => None,
+        _ if frame.kind == Kind::BrokenTcp => Some(drop::UNPARSABLE),
+        _ => admit::refusal(client, server, slot, now),
+    };
+    let mut verdict = Verdict::Pass;
+    if let Some(reason) = refusal
+        && refuse(packet, client, mode, reason)
+    {
+        verdict = Verdict::Drop;
+    } else if frame.kind != Kind::Tcp {
+        apart(packet, client);
+    } else if is_syn(frame) && hidden(packet, config, client, server, now) {
+        at!(client.drops).element(drop::SHIELD as u32).count(1);
+        apart(packet, client);
+        verdict = Verdict::Drop;
+    } else if !track(packet, frame, key, found, (slot, client, server, now)) {
+        apart(packet, client);
+    }
+    at!(client.in_progress).decrease(1);
+    verdict
+}
+
+#[inline(always)]
+fn is_syn(frame: &Frame) -> bool {
+    frame.flags & (tcp::SYN | tcp::ACK) == tcp::SYN
+}
+
+/// Whether nobody listens, and this client is spared the refusal.
+#[inline(always)]
+fn hidden<P: Packet>(
+    packet: P,
+    config: Shared<Config>,
+    client: Shared<Client>,
+    server: Shared<Server>,
+    now: u64,
+) -> bool {
+    !listener::look(packet.context(), config, server, now) && listener::shields(config, client, server, now)
+}
+
+/// A segment that gets in: its flow, its calls. False: no line counts it.
+#[inline(always)]
+fn track<P: Packet>(
+    packet: P,
+    frame: &Frame,
+    key: &Key,
+    found: Option<(u32, Shared<Flow>)>,
+    (slot, client, server, now): (u32, Shared<Client>, Shared<Server>, u64),
+) -> bool {
+    let syn = is_syn(frame);
+    let established = || kernel::established(packet.context(), key);
+    let (index, line) = match found {
         Some(found) => {
             let line = found.1;
             let rx = at!(line.rx);
@@ -109,7 +238,6 @@ fn track<P: Packet>(packet: P, frame: &Frame, network: u32, slot: u32) {
                     && at!(rx.next_seq).get() == frame.sequence.wrapping_add(1);
                 if again {
                     at!(rx.retransmitted).set(at!(rx.retransmitted).get() + 1);
-                    at!(client.rx_retransmitted).count(1);
                 } else if at!(line.state).get() == state::OPEN && established() {
                     // The server answers a SYN inside an open connection with an ACK, and goes on.
                 } else {
@@ -123,21 +251,20 @@ fn track<P: Packet>(packet: P, frame: &Frame, network: u32, slot: u32) {
         None => {
             // Nobody takes a segment that has neither line nor socket: it begins nothing and leaves nothing behind.
             if !syn && !established() {
-                return;
+                return false;
             }
             if frame.flags & tcp::RST != 0 {
                 // The end of a connection that was there before us: its calls may outlive it.
                 flow::orphan(client, orphan::UNSEEN);
-                return;
+                return false;
             }
-            let Some(found) = flow::claim(&Tables, server, &key, slot, now) else {
-                if syn {
-                    at!(server.untracked_flows).count(1);
-                } else if at!(client.orphans).get() == 0 {
+            let Some(found) = flow::claim(&Tables, server, key, slot, now) else {
+                at!(server.untracked_flows).count(1);
+                if !syn && at!(client.orphans).get() == 0 {
                     // Its calls are counted nowhere: this client is never called idle.
                     flow::orphan(client, orphan::UNSEEN);
                 }
-                return;
+                return false;
             };
             let line = found.1;
             if syn {
@@ -150,34 +277,35 @@ fn track<P: Packet>(packet: P, frame: &Frame, network: u32, slot: u32) {
         }
     };
     let rx = at!(line.rx);
-    at!(line.last_at).set(now);
-    at!(rx.packets).set(at!(rx.packets).get() + packet.segments() as u64);
-    at!(rx.bytes).set(at!(rx.bytes).get() + packet.len() as u64);
+    count(line, packet.segments(), packet.len(), now);
+    let about = About { slot, index, line, way: way::IN };
     if frame.flags & tcp::RST != 0 {
         if at!(line.state).replace(state::OPEN, state::CLOSED) {
             at!(client.reset).count(1);
+            signal::reset(&about);
             flow::abandon(line, client, 0, orphan::ENDED);
         }
-        return;
+        return true;
     }
+    acknowledged(line, frame, now);
+    signal::window(&about, frame);
     if frame.payload_len > 0 {
         if at!(line.state).get() == state::OPEN {
+            let (again, next) = (at!(rx.retransmitted).get(), at!(rx.next_seq).get());
             let seq = frame.sequence.wrapping_add(syn as u32);
             let place = Place { slot, index, line, client, server, now };
             let segment = Segment { seq, offset: frame.payload, len: frame.payload_len };
             follow::calls(packet, Tables, &place, segment);
+            let again = at!(rx.retransmitted).get() != again;
+            signal::retransmission(&about, again, at!(rx.next_seq).get() != next);
         } else if established() {
             flow::uncertain(line, client);
         }
     }
     if frame.flags & tcp::FIN != 0 {
         let tx = at!(line.tx);
-        let flags = at!(rx.flags).get();
-        if flags & bits::FIN == 0 {
-            at!(rx.flags).or(bits::FIN);
-            if at!(tx.flags).get() & bits::FIN == 0 {
-                at!(client.closed).count(1);
-            }
+        if at!(rx.flags).or(bits::FIN) & bits::FIN == 0 && at!(tx.flags).get() & bits::FIN == 0 {
+            at!(client.closed).count(1);
         }
         // Calls still waiting may be answered yet, and bytes may be missing before it: the server's own FIN ends that.
         let is_next = at!(rx.next_seq).get() == frame.sequence.wrapping_add(frame.payload_len);
@@ -185,4 +313,5 @@ fn track<P: Packet>(packet: P, frame: &Frame, network: u32, slot: u32) {
             at!(line.state).replace(state::OPEN, state::CLOSED);
         }
     }
+    true
 }

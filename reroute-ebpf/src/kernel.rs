@@ -1,8 +1,12 @@
 //! Packets and sockets of the running kernel.
 
 use crate::cell::Shared;
-use crate::packet::{Bytes, Packet};
-use aya_ebpf::bindings::{__sk_buff, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1, xdp_md};
+use crate::flow::Key;
+use crate::packet::{Bytes, HEAD, Packet};
+use aya_ebpf::bindings::{
+    __sk_buff, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1,
+    bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2, xdp_md,
+};
 use aya_ebpf::helpers::generated as helpers;
 use core::ffi::c_void;
 use core::mem::MaybeUninit;
@@ -84,6 +88,14 @@ impl Bytes for XdpPacket {
 
 impl Packet for XdpPacket {
     #[inline(always)]
+    fn head(&self) -> Option<&[u8; HEAD]> {
+        // SAFETY: the kernel keeps what lies between the two for the run, and the verifier sees the bound.
+        unsafe {
+            let (start, end) = ((*self.md).data as usize, (*self.md).data_end as usize);
+            if start + HEAD > end { None } else { Some(&*(start as *const [u8; HEAD])) }
+        }
+    }
+    #[inline(always)]
     fn len(&self) -> u32 {
         // SAFETY: the context lives as long as the run.
         (unsafe { helpers::bpf_xdp_get_buff_len(self.md) }) as u32
@@ -154,6 +166,14 @@ impl Bytes for SkbPacket {
 
 impl Packet for SkbPacket {
     #[inline(always)]
+    fn head(&self) -> Option<&[u8; HEAD]> {
+        // SAFETY: the kernel keeps what lies between the two for the run, and the verifier sees the bound.
+        unsafe {
+            let (start, end) = ((*self.skb).data as usize, (*self.skb).data_end as usize);
+            if start + HEAD > end { None } else { Some(&*(start as *const [u8; HEAD])) }
+        }
+    }
+    #[inline(always)]
     fn len(&self) -> u32 {
         // SAFETY: the context lives as long as the run.
         unsafe { (*self.skb).len }
@@ -201,16 +221,15 @@ impl Packet for SkbPacket {
     }
 }
 
-/// State of the socket that would take a segment, as `TCP_*` numbers it; 0: none.
+/// State of the socket that would take a segment, as `TCP_*` numbers it; 0: none. `len`: of the tuple, IPv4's or IPv6's.
 #[inline(always)]
-fn socket_state(context: *mut c_void, tuple: bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1) -> u32 {
-    let mut tuple = tuple;
-    // SAFETY: the tuple is that of IPv4, 12 bytes; the reference is given back before anything else happens.
+fn socket_state(context: *mut c_void, tuple: &mut bpf_sock_tuple, len: u32) -> u32 {
+    // SAFETY: the tuple is filled to `len`; the reference is given back before anything else happens.
     unsafe {
         let socket = helpers::bpf_skc_lookup_tcp(
             context,
-            (&raw mut tuple).cast::<bpf_sock_tuple>(),
-            12,
+            tuple,
+            len,
             u64::MAX, // this network namespace
             0,
         );
@@ -227,36 +246,48 @@ const TCP_ESTABLISHED: u32 = 1;
 const TCP_LISTEN: u32 = 10;
 
 #[inline(always)]
-fn last_quarter(address: &[u8; 16]) -> u32 {
-    u32::from_ne_bytes([address[12], address[13], address[14], address[15]])
+fn quarter(address: &[u8; 16], i: usize) -> u32 {
+    u32::from_ne_bytes([address[4 * i], address[4 * i + 1], address[4 * i + 2], address[4 * i + 3]])
 }
 
-/// Whether somebody listens on the service address and port (IPv4, host order port).
 #[inline(always)]
+fn quarters(address: &[u8; 16]) -> [u32; 4] {
+    [quarter(address, 0), quarter(address, 1), quarter(address, 2), quarter(address, 3)]
+}
+
+#[inline(always)]
+fn look_up(context: *mut c_void, remote: (&[u8; 16], u16), local: (&[u8; 16], u16)) -> u32 {
+    let ipv4 = quarter(local.0, 0) | quarter(local.0, 1) == 0 && quarter(local.0, 2) == 0xffff_u32.to_be();
+    // SAFETY: integers: zeros are a value.
+    let mut tuple: bpf_sock_tuple = unsafe { core::mem::zeroed() };
+    if ipv4 {
+        tuple.__bindgen_anon_1.ipv4 = bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 {
+            saddr: quarter(remote.0, 3),
+            daddr: quarter(local.0, 3),
+            sport: remote.1.to_be(),
+            dport: local.1.to_be(),
+        };
+        socket_state(context, &mut tuple, 12)
+    } else {
+        tuple.__bindgen_anon_1.ipv6 = bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 {
+            saddr: quarters(remote.0),
+            daddr: quarters(local.0),
+            sport: remote.1.to_be(),
+            dport: local.1.to_be(),
+        };
+        socket_state(context, &mut tuple, 36)
+    }
+}
+
+/// Whether somebody listens on the service address and port (host order). Not inlined: as above.
+#[inline(never)]
 pub fn listening(context: *mut c_void, address: &[u8; 16], port: u16) -> bool {
-    let tuple = bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 {
-        saddr: 0,
-        daddr: last_quarter(address),
-        sport: 0,
-        dport: port.to_be(),
-    };
-    socket_state(context, tuple) == TCP_LISTEN
+    look_up(context, (&[0; 16], 0), (address, port)) == TCP_LISTEN
 }
 
-/// Whether an established socket takes what `remote` sends.
-#[inline(always)]
-pub fn established(
-    context: *mut c_void,
-    remote: &[u8; 16],
-    remote_port: u16,
-    local: &[u8; 16],
-    local_port: u16,
-) -> bool {
-    let tuple = bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 {
-        saddr: last_quarter(remote),
-        daddr: last_quarter(local),
-        sport: remote_port.to_be(),
-        dport: local_port.to_be(),
-    };
-    socket_state(context, tuple) == TCP_ESTABLISHED
+/// Whether an established socket takes what comes by this flow. Not inlined: its stack is given back.
+#[inline(never)]
+pub fn established(context: *mut c_void, key: &Key) -> bool {
+    let key = &key.0;
+    look_up(context, (&key.remote, key.remote_port), (&key.local, key.local_port)) == TCP_ESTABLISHED
 }

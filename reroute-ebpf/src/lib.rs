@@ -18,6 +18,7 @@ pub mod packet;
 pub mod parse;
 pub mod pulse;
 pub mod rpc;
+pub mod signal;
 pub mod stream;
 pub mod timer;
 

@@ -21,15 +21,8 @@ pub fn look(context: *mut c_void, config: Shared<Config>, server: Shared<Server>
             at!(server.listener_gone_at).set(now);
         }
         if at!(server.listening).replace(known, listening as u32) {
-            maps::emit(&Event {
-                at: now,
-                kind: if listening { kind::LISTENER_BACK } else { kind::LISTENER_GONE },
-                client: 0,
-                flow: u32::MAX,
-                waiting: at!(server.waiting).get(),
-                age_ns: 0,
-                limit: 0,
-            });
+            let kind = if listening { kind::LISTENER_BACK } else { kind::LISTENER_GONE };
+            maps::emit(&Event { waiting: at!(server.waiting).get(), ..Event::new(now, kind) });
         }
     }
     listening

@@ -1,5 +1,6 @@
 //! The maps, by the names they are pinned under.
 
+use crate::at;
 use crate::cell::Shared;
 use crate::flow::Lines;
 use crate::parse::Frame;
@@ -10,7 +11,7 @@ use aya_ebpf::maps::{Array, HashMap, PerCpuArray, RingBuf};
 use reroute_common::event::Event;
 use reroute_common::flow::{Flow, MAX_FLOWS, MAX_PIECES, Piece};
 use reroute_common::pulse;
-use reroute_common::table::{AddressKey, Client, Config, MAX_CLIENTS, Server};
+use reroute_common::table::{AddressKey, Client, Config, MAX_CLIENTS, MAX_INTERFACES, Server};
 
 #[map]
 static CONFIG: Array<Config> = Array::with_max_entries(1, BPF_F_MMAPABLE);
@@ -18,8 +19,6 @@ static CONFIG: Array<Config> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 static CLIENTS: Array<Client> = Array::with_max_entries(MAX_CLIENTS, BPF_F_MMAPABLE);
 #[map]
 static ADDRESSES: HashMap<AddressKey, u32> = HashMap::with_max_entries(4 * MAX_CLIENTS, 0);
-#[map]
-static INTERFACES: HashMap<u32, u32> = HashMap::with_max_entries(64, 0);
 #[map]
 static FLOWS: Array<Flow> = Array::with_max_entries(MAX_FLOWS, BPF_F_MMAPABLE);
 /// One bit per line with calls waiting.
@@ -83,15 +82,11 @@ pub enum Way {
     Out = 1,
 }
 
-/// This CPU's frame of a direction, blank.
+/// This CPU's frame of a direction, as the last packet left it.
 #[inline(always)]
 pub fn frame<'a>(way: Way) -> Option<&'a mut Frame> {
-    let frame = FRAMES.get_ptr_mut(way as u32)?;
     // SAFETY: one packet per direction and CPU at a time; nobody else sees this CPU's entry.
-    unsafe {
-        frame.write(Frame::new());
-        Some(&mut *frame)
-    }
+    FRAMES.get_ptr_mut(way as u32).map(|frame| unsafe { &mut *frame })
 }
 
 #[inline(always)]
@@ -107,11 +102,25 @@ pub fn scratch() -> Option<Shared<[u64; pulse::LEN / 8]>> {
     scratch_at(0)
 }
 
+/// The service's IPv4 address as it lies in a packet; of an IPv6 one, its end.
+#[inline(always)]
+pub fn service_ipv4(config: Shared<Config>) -> u32 {
+    let address = at!(config.service_address);
+    // SAFETY: an address is 16 bytes at an offset divisible by 8: four words.
+    let words: Shared<[u32; 4]> = unsafe { Shared::new(address.as_ptr().cast()) };
+    words.element(3).get()
+}
+
 /// The network an interface belongs to; none: not ours.
 #[inline(always)]
-pub fn network(interface: u32) -> Option<u32> {
-    // SAFETY: entries are written once, by userspace, before the program is attached.
-    unsafe { INTERFACES.get(interface) }.copied()
+pub fn network(config: Shared<Config>, interface: u32) -> Option<u32> {
+    for i in 0..MAX_INTERFACES as u32 {
+        let known = at!(config.interfaces).element(i);
+        if at!(known.index).get() == interface {
+            return Some(at!(known.network).get());
+        }
+    }
+    None
 }
 
 /// The client with this address on this network; 0: nobody registered.

@@ -10,7 +10,12 @@ pub trait Bytes: Copy {
     fn load_header(&self, offset: u32, header: Shared<[u8; 32]>, at: u32, len: u32) -> bool;
 }
 
+/// Ethernet, IPv4 and TCP without options.
+pub const HEAD: usize = 54;
+
 pub trait Packet: Bytes {
+    /// The first bytes where they lie, if they lie together.
+    fn head(&self) -> Option<&[u8; HEAD]>;
     /// Bytes of the frame, all buffers.
     fn len(&self) -> u32;
     fn is_empty(&self) -> bool {
@@ -51,6 +56,9 @@ impl Bytes for &[u8] {
 }
 
 impl Packet for &[u8] {
+    fn head(&self) -> Option<&[u8; HEAD]> {
+        self.first_chunk()
+    }
     fn len(&self) -> u32 {
         <[u8]>::len(self) as u32
     }

@@ -137,13 +137,10 @@ fn release(client: Shared<Client>, slot: u32, epoch: u64, now: u64) {
     at!(client.released_at).raise(now);
     if admit::raise(client, Word::new(epoch, rank::RELEASED)) {
         maps::emit(&Event {
-            at: now,
-            kind: event::RELEASED,
             client: slot,
-            flow: u32::MAX,
             waiting: at!(client.in_progress).get(),
-            age_ns: 0,
             limit: epoch,
+            ..Event::new(now, event::RELEASED)
         });
     }
 }

@@ -6,7 +6,8 @@ use crate::maps::{self, TIMER, TimerValue};
 use crate::{at, flow};
 use aya_ebpf::helpers::generated as helpers;
 use core::ffi::c_void;
-use reroute_common::event::{Event, kind};
+use reroute_common::event::{Event, kind, way};
+use reroute_common::flow::{Flow, call, raised};
 use reroute_common::table::{Config, Server};
 
 /// CLOCK_MONOTONIC, for intervals.
@@ -18,9 +19,10 @@ struct Scan {
     now: u64,
     rebased_at: u64,
     unanswered_limit: u64,
-    /// The shorter of the limits: a line whose oldest call is younger is not looked into.
-    check_limit: u64,
+    unacked_limit: u64,
     oldest: u64,
+    /// The shortest limit that a call is over.
+    over: u64,
     word: u64,
     base: u32,
     waiting: u32,
@@ -72,14 +74,13 @@ unsafe extern "C" fn tick(_map: *mut c_void, _key: *mut c_void, value: *mut c_vo
 
 #[inline(always)]
 fn judge(config: Shared<Config>, server: Shared<Server>, now: u64, rebased_at: u64) {
-    let unanswered_limit = at!(config.unanswered_limit_ns).get();
-    let silent_limit = at!(config.silent_limit_ns).get();
     let mut scan = Scan {
         now,
         rebased_at,
-        unanswered_limit,
-        check_limit: if silent_limit < unanswered_limit { silent_limit } else { unanswered_limit },
+        unanswered_limit: at!(config.unanswered_limit_ns).get(),
+        unacked_limit: at!(config.unacked_limit_ns).get(),
         oldest: 0,
+        over: u64::MAX,
         word: 0,
         base: 0,
         waiting: 0,
@@ -90,23 +91,17 @@ fn judge(config: Shared<Config>, server: Shared<Server>, now: u64, rebased_at: u
     at!(server.stalled_flows).set(scan.stalled);
     at!(server.oldest_call_age_ns).set(scan.oldest);
 
+    // Silence is judged by the limit of whoever waits too long: no reply for anybody for as long as that.
     let last_reply = at!(server.last_reply_at).get();
     let since = if last_reply > rebased_at { last_reply } else { rebased_at };
-    let since_reply = now.saturating_sub(since);
-    let silence = if scan.oldest < since_reply { scan.oldest } else { since_reply };
-    let silent = (scan.waiting > 0 && silence >= silent_limit) as u32;
+    let silence = now.saturating_sub(since);
+    let silent = (scan.over <= silence) as u32;
     if at!(server.silent).get() != silent {
         at!(server.silent).set(silent);
         at!(server.silent_count).count(silent as u64);
-        maps::emit(&Event {
-            at: now,
-            kind: if silent != 0 { kind::SILENT } else { kind::SILENT_END },
-            client: 0,
-            flow: u32::MAX,
-            waiting: scan.waiting,
-            age_ns: silence,
-            limit: silent_limit,
-        });
+        let kind = if silent != 0 { kind::SILENT } else { kind::SILENT_END };
+        let limit = if silent != 0 { scan.over } else { 0 };
+        maps::emit(&Event { waiting: scan.waiting, age_ns: silence, limit, ..Event::new(now, kind) });
     }
 }
 
@@ -131,52 +126,113 @@ unsafe extern "C" fn scan_line(bit: u32, scan: *mut c_void) -> i64 {
     let index = scan.base + (bit & 63);
     let Some(line) = maps::flow(index) else { return 0 };
     let waiting = at!(line.waiting).get();
-    let mut age = 0;
-    if waiting == 0 {
-        // The bit goes first, then we look again: a call that came in between has set it, or sets it now.
-        if let Some(word) = maps::waiting(index / 64) {
-            word.and(!(1 << (bit & 63)));
-            if at!(line.waiting).get() != 0 {
-                word.or(1 << (bit & 63));
-            }
-        }
-    } else {
-        scan.waiting += waiting;
-        let check_at = at!(line.check_at).get();
-        if scan.now < check_at {
-            age = scan.check_limit.saturating_sub(check_at - scan.now);
-        } else {
-            age = flow::oldest_age(line, scan.now);
-            let most = scan.now.saturating_sub(scan.rebased_at);
-            if age > most {
-                age = most;
-            }
-            let next = if age < scan.check_limit { scan.now + (scan.check_limit - age) } else { 0 };
-            at!(line.check_at).set(next);
-        }
-        if age > scan.oldest {
-            scan.oldest = age;
-        }
+    let raised = at!(line.raised).get();
+    let unacked_since = at!(line.unacked_since).get();
+    if waiting == 0 && unacked_since == 0 && raised & (raised::UNANSWERED | raised::UNACKED) == 0 {
+        return sleep(line, index);
     }
-    let stalled = (waiting != 0 && age >= scan.unanswered_limit) as u32;
-    scan.stalled += stalled;
-    if at!(line.unanswered).get() != stalled {
-        at!(line.unanswered).set(stalled);
-        let slot = at!(line.client).get();
-        if stalled != 0
-            && let Some(client) = maps::client(slot)
-        {
-            at!(client.stalls).count(1);
-        }
-        maps::emit(&Event {
-            at: scan.now,
-            kind: if stalled != 0 { kind::UNANSWERED } else { kind::UNANSWERED_END },
-            client: slot,
-            flow: index,
-            waiting,
-            age_ns: age,
-            limit: scan.unanswered_limit,
-        });
+    let answered = waiting == 0 || calls(scan, line, index, waiting) == 0;
+    if answered && raised & raised::UNANSWERED != 0 {
+        turn(scan, &Turn { line, index, bit: raised::UNANSWERED, up: false, age_ns: 0, limit: 0 });
+    }
+    let owed = if unacked_since == 0 { 0 } else { age(scan, scan.now.saturating_sub(unacked_since)) };
+    let unacked = owed >= scan.unacked_limit;
+    if unacked != (raised & raised::UNACKED != 0) {
+        let limit = scan.unacked_limit;
+        turn(scan, &Turn { line, index, bit: raised::UNACKED, up: unacked, age_ns: owed, limit });
     }
     0
+}
+
+/// No age counts from before the machine stood still.
+#[inline(always)]
+fn age(scan: &Scan, age: u64) -> u64 {
+    let most = scan.now.saturating_sub(scan.rebased_at);
+    if age > most { most } else { age }
+}
+
+/// The line's bit goes first, then we look again: whatever came in between has set it, or sets it now.
+#[inline(always)]
+fn sleep(line: Shared<Flow>, index: u32) -> i64 {
+    if let Some(word) = maps::waiting(index / 64) {
+        let bit = 1 << (index & 63);
+        word.and(!bit);
+        if at!(line.waiting).get() != 0 || at!(line.unacked_since).get() != 0 {
+            word.or(bit);
+        }
+    }
+    0
+}
+
+/// Calls wait: 1 if one of them does so for too long.
+#[inline(always)]
+fn calls(scan: &mut Scan, line: Shared<Flow>, index: u32, waiting: u32) -> u32 {
+    scan.waiting += waiting;
+    let known = at!(line.oldest).get();
+    let mut oldest = if known == 0 { 0 } else { age(scan, call::age_ns(known, scan.now)) };
+    let slot = at!(line.client).get();
+    let own = match maps::client(slot) {
+        Some(client) => at!(client.unanswered_limit_ns).get(),
+        None => 0,
+    };
+    let limit = if own == 0 { scan.unanswered_limit } else { own };
+    // What was known may have been answered since.
+    if known == 0 || oldest >= limit {
+        let (found, time) = flow::oldest_call(line, scan.now);
+        at!(line.oldest).set(time);
+        oldest = age(scan, found);
+    }
+    if oldest > scan.oldest {
+        scan.oldest = oldest;
+    }
+    if oldest < limit {
+        return 0;
+    }
+    scan.stalled += 1;
+    if limit < scan.over {
+        scan.over = limit;
+    }
+    if at!(line.raised).get() & raised::UNANSWERED == 0 {
+        if let Some(client) = maps::client(slot) {
+            at!(client.stalls).count(1);
+        }
+        turn(scan, &Turn { line, index, bit: raised::UNANSWERED, up: true, age_ns: oldest, limit });
+    }
+    1
+}
+
+/// A signal that begins or ends.
+struct Turn {
+    line: Shared<Flow>,
+    index: u32,
+    bit: u32,
+    up: bool,
+    age_ns: u64,
+    limit: u64,
+}
+
+/// Not inlined: rare.
+#[inline(never)]
+fn turn(scan: &Scan, turn: &Turn) {
+    let &Turn { line, index, bit, up, age_ns, limit } = turn;
+    if up {
+        at!(line.raised).or(bit);
+    } else {
+        at!(line.raised).and(!bit);
+    }
+    let kind = match (bit, up) {
+        (raised::UNANSWERED, true) => kind::UNANSWERED,
+        (raised::UNANSWERED, false) => kind::UNANSWERED_END,
+        (_, true) => kind::UNACKED,
+        (_, false) => kind::UNACKED_END,
+    };
+    maps::emit(&Event {
+        client: at!(line.client).get(),
+        flow: index,
+        waiting: at!(line.waiting).get(),
+        age_ns,
+        limit,
+        way: if bit == raised::UNACKED { way::OUT } else { way::IN },
+        ..Event::new(scan.now, kind)
+    });
 }

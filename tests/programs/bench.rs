@@ -1,13 +1,13 @@
 //! A sensor in namespaces of its own, and the programs as functions: frames in, verdicts out.
 #![allow(unsafe_code)]
 
-use aya::maps::{HashMap, Map, MapData};
+use aya::maps::{Array, Map, MapData};
 use aya::programs::{SchedClassifier, TestRun, TestRunOptions, Xdp};
 use reroute_agent::config::{AdmissionMode, Timing, XdpMode};
 use reroute_agent::sensor::{Answer, Registration, Sensor, Settings};
-use reroute_common::table::{Client, Server};
+use reroute_common::table::{Client, Config, Interface, Server};
 use reroute_core::ids::{BootNs, Epoch, HostId, Network, ScvmId};
-use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -76,7 +76,7 @@ pub struct Bench {
     pub sensor: Sensor,
     ingress: Xdp,
     egress: SchedClassifier,
-    interfaces: HashMap<MapData, u32, u32>,
+    config: Array<MapData, Config>,
     pub dir: PathBuf,
     _space: Space,
 }
@@ -100,7 +100,7 @@ pub fn settings(dir: &Path) -> Settings {
         scvm: SCVM,
         scvm_boot: BOOT,
         mode: AdmissionMode::Enforce,
-        service: SocketAddrV4::new(Ipv4Addr::from(SERVICE), PORT),
+        service: SocketAddr::from((SERVICE, PORT)),
         timing: Timing::default(),
         interfaces: vec![],
         clients: vec![
@@ -127,8 +127,8 @@ impl Bench {
             ingress: Xdp::from_pin(dir.join("program_ingress"), aya_obj::programs::XdpAttachType::Interface)
                 .unwrap(),
             egress: SchedClassifier::from_pin(dir.join("program_egress")).unwrap(),
-            interfaces: HashMap::try_from(
-                Map::from_map_data(MapData::from_pin(dir.join("INTERFACES")).unwrap()).unwrap(),
+            config: Array::try_from(
+                Map::from_map_data(MapData::from_pin(dir.join("CONFIG")).unwrap()).unwrap(),
             )
             .unwrap(),
             sensor,
@@ -159,7 +159,9 @@ impl Bench {
             Network::Storage => 1,
             Network::Management => 2,
         };
-        self.interfaces.insert(1, number, 0).unwrap();
+        let mut config = self.config.get(&0, 0).unwrap();
+        config.interfaces[0] = Interface { index: 1, network: number };
+        self.config.set(0, config, 0).unwrap();
     }
 
     /// What ingress says to a frame.

@@ -55,7 +55,7 @@ fn a_restart_adopts_counters_admission_slots_and_the_timer() {
 fn calls_and_counts(bench: &Bench) -> Vec<(u32, Flow)> {
     let mut flows = bench.sensor.flows().unwrap();
     for (_, flow) in &mut flows {
-        (flow.unanswered, flow.check_at) = (0, 0);
+        (flow.raised, flow.oldest, flow.last_at) = (0, 0, 0);
     }
     flows
 }

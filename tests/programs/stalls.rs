@@ -3,7 +3,8 @@
 use crate::bench::*;
 use crate::frames::*;
 use reroute_agent::sensor::Events;
-use reroute_common::event::{Event, kind};
+use reroute_common::event::{Event, kind, way};
+use reroute_common::flow::raised;
 use reroute_core::ids::Epoch;
 use std::time::Duration;
 
@@ -44,7 +45,7 @@ fn a_hung_server_is_told_once_with_its_numbers_and_so_is_its_end() {
     assert!(unanswered.age_ns >= 50 * MS && silent.age_ns >= 50 * MS);
     assert!(unanswered.at >= asked + 50 * MS - 10_000, "never early");
     let flows = bench.sensor.flows().unwrap();
-    let (index, flow) = flows.iter().find(|(_, f)| f.unanswered == 1).unwrap();
+    let (index, flow) = flows.iter().find(|(_, f)| f.raised == raised::UNANSWERED).unwrap();
     assert_eq!((*index, flow.waiting), (unanswered.flow, 2));
     let server = bench.server();
     assert_eq!((server.silent, server.waiting, server.stalled_flows), (1, 2, 1));
@@ -104,6 +105,8 @@ fn a_half_call_is_not_waited_for_and_a_closed_connection_neither() {
     bench.rx(&d.up(d.client_seq, RST, &[]).frame());
     let ticks = bench.server().ticks;
     wait_for("150 ticks", || bench.server().ticks > ticks + 150);
+    let reset = events.try_next().unwrap();
+    assert_eq!((reset.kind, reset.way, reset.waiting), (kind::RESET, way::IN, 1));
     assert!(events.try_next().is_none());
     assert_eq!((bench.server().waiting, bench.counts().orphans), (0, 1));
 }

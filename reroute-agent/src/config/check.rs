@@ -51,6 +51,7 @@ impl Config {
             ("timing.timer_us", t.timer_us),
             ("timing.silent_ms", t.silent_ms),
             ("timing.unanswered_ms", t.unanswered_ms),
+            ("timing.unacked_ms", t.unacked_ms),
             ("timing.null_rpc_ms", t.null_rpc_ms),
         ] {
             if value == 0 {

@@ -256,9 +256,11 @@ pub struct Timing {
     /// ... and for clients without an agent.
     pub session_no_agent_ms: u64,
     pub affirm_ms: u64,
-    /// A call older than this raises `unanswered`.
+    /// A call older than this raises `unanswered`, where the client has no history of its own.
     pub unanswered_ms: u64,
-    /// Calls waiting and no reply for anybody for this long raises `silent`.
+    /// What was sent to a client and is not acknowledged for this long raises `unacked`.
+    pub unacked_ms: u64,
+    /// A server that has replied to anybody within this long is busy, not hung.
     pub silent_ms: u64,
     /// The local server's NULL RPC must answer within this.
     pub null_rpc_ms: u64,
@@ -284,6 +286,7 @@ impl Default for Timing {
             session_no_agent_ms: 8000,
             affirm_ms: 100,
             unanswered_ms: 50,
+            unacked_ms: 500,
             silent_ms: 50,
             null_rpc_ms: 50,
             drain_ms: 20,

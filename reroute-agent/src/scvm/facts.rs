@@ -45,6 +45,7 @@ pub(super) fn open_connections(client: &table::Client) -> u32 {
 /// `None`: an event of a kind this release does not know.
 pub(super) fn signal(found: event::Event, sensor: &Sensor) -> Option<Signal> {
     use event::kind;
+    let way = if found.way == event::way::IN { Way::In } else { Way::Out };
     let kind = match found.kind {
         kind::UNANSWERED => SignalKind::Unanswered,
         kind::UNANSWERED_END => SignalKind::UnansweredEnd,
@@ -53,6 +54,13 @@ pub(super) fn signal(found: event::Event, sensor: &Sensor) -> Option<Signal> {
         kind::LISTENER_GONE => SignalKind::ListenerGone,
         kind::LISTENER_BACK => SignalKind::ListenerBack,
         kind::FIRST_REPLY => SignalKind::FirstReply(Epoch(found.limit)),
+        kind::UNACKED => SignalKind::Unacked,
+        kind::UNACKED_END => SignalKind::UnackedEnd,
+        kind::RETRANSMIT => SignalKind::Retransmit(way),
+        kind::RETRANSMIT_END => SignalKind::RetransmitEnd(way),
+        kind::ZERO_WINDOW => SignalKind::ZeroWindow(way),
+        kind::ZERO_WINDOW_END => SignalKind::ZeroWindowEnd(way),
+        kind::RESET => SignalKind::Reset(way),
         kind::RELEASED => SignalKind::Released(Epoch(found.limit)),
         other => {
             tracing::warn!(kind = other, "the kernel reports something this release does not know");

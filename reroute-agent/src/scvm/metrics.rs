@@ -262,7 +262,6 @@ impl Metrics {
             server.untracked_flows,
         )?;
         out.counter("evicted_connections", "Connections dropped from the table", server.evicted_flows)?;
-        out.counter("foreign_packets", "Packets of other protocols, passed on", server.foreign_packets)?;
         out.counter("lost_events", "Kernel events that found the ring full", server.lost_events)?;
         out.counter("journal_lost", "Journal entries lost", snapshot.journal_lost)?;
 

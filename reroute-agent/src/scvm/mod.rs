@@ -30,7 +30,7 @@ use crate::{clock, keys, realtime, sensor};
 use anyhow::{Context, bail};
 use reroute_core::ids::ScvmId;
 use reroute_core::scvm::{Mode, Settings};
-use std::net::SocketAddrV4;
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
@@ -115,7 +115,7 @@ fn sensor_settings(config: &Config, id: ScvmId) -> anyhow::Result<sensor::Settin
         scvm: id,
         scvm_boot: clock::boot_id().context("cannot read the boot id")?,
         mode: scvm.mode,
-        service: SocketAddrV4::new(config.cluster.service_address, config.cluster.service_port),
+        service: SocketAddr::from((config.cluster.service_address, config.cluster.service_port)),
         timing: config.timing,
         interfaces: scvm.interfaces.each().map(|(network, name)| (network, name.to_string())).to_vec(),
         clients: clients.collect(),

@@ -2,7 +2,7 @@
 
 use super::operator::Snapshot;
 use reroute_common::admission::Word;
-use reroute_common::flow::{Flow, call, state};
+use reroute_common::flow::{Flow, call, raised, state};
 use reroute_common::table::{Client, LATENCY_BUCKETS, orphan};
 use reroute_common::{class, network};
 use reroute_core::ids::{BootNs, HostId};
@@ -161,7 +161,7 @@ pub fn flows(
         age_ns: now.since(BootNs(flow.opened_at)),
         idle_ns: now.since(BootNs(flow.last_at)),
         waiting: flow.waiting,
-        stalled: flow.unanswered != 0,
+        stalled: flow.raised & raised::UNANSWERED != 0,
         oldest_call_ns: oldest_call(flow, now),
     });
     Flows {

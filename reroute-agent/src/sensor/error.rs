@@ -29,6 +29,8 @@ pub enum SensorError {
     UnknownHost { host: HostId },
     #[error("more than {max} hosts are registered")]
     TooManyHosts { max: u32 },
+    #[error("more than {max} interfaces are named in [scvm.interfaces]")]
+    TooManyInterfaces { max: usize },
     #[error("the kernel refused command {op} (result {result})")]
     Refused { op: u32, result: u32 },
     #[error("mode {mode} is none of shadow (0), enforce (1), bypass (2)")]

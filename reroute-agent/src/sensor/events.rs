@@ -60,5 +60,7 @@ fn decode(bytes: &[u8]) -> Option<Event> {
         waiting: word(20)?,
         age_ns: long(24)?,
         limit: long(32)?,
+        way: word(40)?,
+        _pad: 0,
     })
 }

@@ -15,11 +15,10 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/re
 const LOG_LEVEL: &str = "REROUTE_BPF_LOG";
 
 /// Maps that outlive the agent: name, key size, value size, entries (0: whatever).
-const PINNED: [(&str, usize, usize, u32); 10] = [
+const PINNED: [(&str, usize, usize, u32); 9] = [
     (pin::CONFIG, 4, size_of::<Config>(), 1),
     (pin::CLIENTS, 4, size_of::<Client>(), MAX_CLIENTS),
     (pin::ADDRESSES, size_of::<AddressKey>(), 4, 0),
-    (pin::INTERFACES, 4, 4, 0),
     (pin::FLOWS, 4, size_of::<Flow>(), MAX_FLOWS),
     (pin::WAITING, 4, 8, MAX_FLOWS / 64),
     (pin::PIECES, 4, size_of::<Piece>(), MAX_PIECES),
@@ -121,7 +120,7 @@ pub(super) fn start_log(bpf: &mut Ebpf) -> Result<(), SensorError> {
 /// Only the program that lets everything through, with no table behind it.
 pub(super) fn load_pass() -> Result<Ebpf, SensorError> {
     let mut loader = EbpfLoader::new();
-    for name in [pin::CLIENTS, pin::ADDRESSES, pin::INTERFACES, pin::FLOWS, pin::WAITING, pin::PIECES] {
+    for name in [pin::CLIENTS, pin::ADDRESSES, pin::FLOWS, pin::WAITING, pin::PIECES] {
         loader.map_max_entries(name, 1);
     }
     let mut bpf = loader.load(OBJECT).map_err(Box::new)?;

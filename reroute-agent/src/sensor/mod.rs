@@ -23,7 +23,7 @@ use reroute_common::control::{Command, MAGIC, op, result};
 use reroute_common::flow::Flow;
 use reroute_common::table::{Client, Config, Server, mode, pin};
 use reroute_core::ids::{BootNs, Epoch, HostId, Incarnation, Network, ScvmId};
-use std::net::{IpAddr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 /// What the sensor is to watch, and how.
@@ -34,7 +34,7 @@ pub struct Settings {
     pub scvm: ScvmId,
     pub scvm_boot: u64,
     pub mode: AdmissionMode,
-    pub service: SocketAddrV4,
+    pub service: SocketAddr,
     pub timing: Timing,
     pub interfaces: Vec<(Network, String)>,
     pub clients: Vec<Registration>,
@@ -107,7 +107,6 @@ impl Sensor {
         let mut tables = tables::Tables::open(&mut bpf)?;
         tables.configure(&settings)?;
         tables.register(&settings.clients)?;
-        tables.name_interfaces(&settings.interfaces)?;
         load::pin_programs(&mut bpf, &settings.bpf_dir)?;
         let attachments = attach::attach_all(&mut bpf, &settings)?;
         let sensor = Sensor { bpf, tables, attachments, adopted, events: Some(events) };

@@ -8,13 +8,19 @@ use crate::clock;
 use crate::config::{AdmissionMode, interface_index, map_address, ns};
 use aya::Ebpf;
 use aya::maps::{HashMap, MapData};
+use reroute_common::class;
 use reroute_common::flow::{Flow, MAX_FLOWS, state};
 use reroute_common::pulse;
-use reroute_common::table::{AddressKey, Client, Config, MAX_CLIENTS, Server, mode, pin};
+use reroute_common::table::{
+    AddressKey, Client, Config, Interface, MAX_CLIENTS, MAX_INTERFACES, Server, mode, pin,
+};
 use reroute_core::ids::{HostId, Network};
 use std::collections::BTreeMap;
 use std::mem::offset_of;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+
+/// Times that sums are read until no line moved meanwhile.
+const SUM_TRIES: u32 = 16;
 
 pub(super) struct Tables {
     config: View<Config>,
@@ -22,7 +28,6 @@ pub(super) struct Tables {
     flows: View<Flow>,
     server: View<Server>,
     addresses: HashMap<MapData, AddressKey, u32>,
-    interfaces: HashMap<MapData, u32, u32>,
     /// Slot of each host, as long as the maps live.
     slots: BTreeMap<HostId, u32>,
 }
@@ -34,6 +39,22 @@ fn number(network: Network) -> u32 {
         Network::Storage => reroute_common::network::STORAGE,
         Network::Management => reroute_common::network::MANAGEMENT,
     }
+}
+
+/// Says which network each interface belongs to.
+fn interfaces(named: &[(Network, String)]) -> Result<[Interface; MAX_INTERFACES], SensorError> {
+    let mut entries = [Interface { index: 0, network: 0 }; MAX_INTERFACES];
+    if named.len() > MAX_INTERFACES {
+        return Err(SensorError::TooManyInterfaces { max: MAX_INTERFACES });
+    }
+    for (entry, (network, name)) in entries.iter_mut().zip(named) {
+        let index = interface_index(name).ok_or_else(|| SensorError::Attach {
+            interface: name.clone(),
+            why: "there is no such interface in this network namespace: see `ip link`".into(),
+        })?;
+        *entry = Interface { index, network: number(*network) };
+    }
+    Ok(entries)
 }
 
 impl Tables {
@@ -53,8 +74,6 @@ impl Tables {
             server: view(bpf, pin::SERVER, 1)?,
             addresses: HashMap::try_from(take_map(bpf, pin::ADDRESSES)?)
                 .map_err(|source| SensorError::Map { name: pin::ADDRESSES, source })?,
-            interfaces: HashMap::try_from(take_map(bpf, pin::INTERFACES)?)
-                .map_err(|source| SensorError::Map { name: pin::INTERFACES, source })?,
             slots: BTreeMap::new(),
         })
     }
@@ -71,17 +90,18 @@ impl Tables {
             },
             scvm: settings.scvm.0,
             scvm_boot: settings.scvm_boot,
-            service_address: map_address((*settings.service.ip()).into()),
+            service_address: map_address(settings.service.ip()),
             service_port: settings.service.port().into(),
             pulse_port: pulse::PORT.into(),
             unanswered_limit_ns: ns(timing.unanswered_ms),
-            silent_limit_ns: ns(timing.silent_ms),
+            unacked_limit_ns: ns(timing.unacked_ms),
             affirm_ns: ns(timing.affirm_ms),
             shield_ns: ns(timing.shield_ms),
             timer_period_ns: timing.timer_us * 1000,
             agent_seen_at: clock::now().0,
             agent_state: now.agent_state,
             _pad: 0,
+            interfaces: interfaces(&settings.interfaces)?,
         };
         for (i, word) in super::raw::bytes_of(&config).as_chunks::<8>().0.iter().enumerate() {
             if let Some(long) = self.config.long(0, i * 8) {
@@ -132,27 +152,6 @@ impl Tables {
             .ok_or(SensorError::TooManyHosts { max: MAX_CLIENTS - 1 })
     }
 
-    /// Says which network each interface belongs to; interfaces of before are forgotten.
-    pub fn name_interfaces(&mut self, interfaces: &[(Network, String)]) -> Result<(), SensorError> {
-        let failed = |source| SensorError::Map { name: pin::INTERFACES, source };
-        let mut wanted = BTreeMap::new();
-        for (network, name) in interfaces {
-            let index = interface_index(name).ok_or_else(|| SensorError::Attach {
-                interface: name.clone(),
-                why: "there is no such interface in this network namespace: see `ip link`".into(),
-            })?;
-            wanted.insert(index, number(*network));
-        }
-        let known: Vec<u32> = self.interfaces.keys().filter_map(Result::ok).collect();
-        for (index, network) in &wanted {
-            self.interfaces.insert(index, network, 0).map_err(failed)?;
-        }
-        for index in known.iter().filter(|i| !wanted.contains_key(i)) {
-            self.interfaces.remove(index).map_err(failed)?;
-        }
-        Ok(())
-    }
-
     pub fn slot(&self, host: HostId) -> Result<u32, SensorError> {
         self.slots.get(&host).copied().ok_or(SensorError::UnknownHost { host })
     }
@@ -182,13 +181,46 @@ impl Tables {
     pub fn server(&self) -> Result<Server, SensorError> {
         self.server.read(0).ok_or(SensorError::NoMap { name: pin::SERVER })
     }
+    /// The clients' totals: their own counts, and those of their lines.
     pub fn clients(&self) -> Result<Vec<Client>, SensorError> {
+        // Counts on their way from a line to its client are in neither, or in both: then it is read again.
+        for _ in 0..SUM_TRIES {
+            let ended = self.sums(offset_of!(Server, sums_ended));
+            let begun = self.sums(offset_of!(Server, sums_begun));
+            let clients = self.sum()?;
+            if begun == ended && self.sums(offset_of!(Server, sums_begun)) == begun {
+                return Ok(clients);
+            }
+        }
+        self.sum()
+    }
+
+    fn sums(&self, offset: usize) -> u64 {
+        self.server.long(0, offset).map_or(0, |n| n.load(SeqCst))
+    }
+
+    fn sum(&self) -> Result<Vec<Client>, SensorError> {
         let mut slots: Vec<u32> = self.slots.values().copied().collect();
         slots.sort_unstable();
-        std::iter::once(0)
-            .chain(slots)
-            .map(|slot| self.clients.read(slot).ok_or(SensorError::NoMap { name: pin::CLIENTS }))
-            .collect()
+        let slots = std::iter::once(0).chain(slots);
+        let read = |slot| {
+            self.clients.read(slot).map(|c| (slot, c)).ok_or(SensorError::NoMap { name: pin::CLIENTS })
+        };
+        let mut clients = slots.map(read).collect::<Result<BTreeMap<u32, Client>, _>>()?;
+        for (_, line) in self.flows() {
+            let Some(client) = clients.get_mut(&line.client) else { continue };
+            client.rx_packets += line.rx.packets;
+            client.rx_bytes += line.rx.bytes;
+            client.rx_retransmitted += line.rx.retransmitted;
+            client.tx_packets += line.tx.packets;
+            client.tx_bytes += line.tx.bytes;
+            client.tx_retransmitted += line.tx.retransmitted;
+            for class in 0..class::COUNT {
+                client.calls[class] += line.calls_seen[class];
+                client.replies[class] += line.replies_seen[class];
+            }
+        }
+        Ok(clients.into_values().collect())
     }
     pub fn flows(&self) -> Vec<(u32, Flow)> {
         (0..MAX_FLOWS)

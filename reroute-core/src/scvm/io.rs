@@ -84,8 +84,25 @@ pub enum SignalKind {
     SilentEnd,
     ListenerGone,
     ListenerBack,
+    /// A client acknowledges nothing of what was sent to it.
+    Unacked,
+    UnackedEnd,
+    Retransmit(Way),
+    RetransmitEnd(Way),
+    ZeroWindow(Way),
+    ZeroWindowEnd(Way),
+    Reset(Way),
     FirstReply(Epoch),
     Released(Epoch),
+}
+
+/// Which way the packets go that a signal is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Way {
+    /// From the client.
+    In,
+    /// From the server.
+    Out,
 }
 
 /// What a message to Meta was, given back with its reply.

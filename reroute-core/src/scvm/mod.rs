@@ -317,6 +317,18 @@ impl Scvm {
             SignalKind::SilentEnd => "silent_end",
             SignalKind::ListenerGone => "listener_gone",
             SignalKind::ListenerBack => "listener_back",
+            SignalKind::Unacked => "unacked",
+            SignalKind::UnackedEnd => "unacked_end",
+            SignalKind::Retransmit(Way::In) => "retransmit client",
+            SignalKind::Retransmit(Way::Out) => "retransmit server",
+            SignalKind::RetransmitEnd(Way::In) => "retransmit_end client",
+            SignalKind::RetransmitEnd(Way::Out) => "retransmit_end server",
+            SignalKind::ZeroWindow(Way::In) => "zero_window client",
+            SignalKind::ZeroWindow(Way::Out) => "zero_window server",
+            SignalKind::ZeroWindowEnd(Way::In) => "zero_window_end client",
+            SignalKind::ZeroWindowEnd(Way::Out) => "zero_window_end server",
+            SignalKind::Reset(Way::In) => "reset client",
+            SignalKind::Reset(Way::Out) => "reset server",
         };
         let event = Event::KernelSignal {
             signal: name.into(),
