@@ -42,7 +42,8 @@ pub mod stream {
     pub const ACKED: u32 = 32;
 }
 
-#[repr(C)]
+/// Aligned, so that it is compared in words.
+#[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FlowKey {
     pub remote: [u8; 16],

@@ -1,7 +1,7 @@
 //! What leaves the service port: replies, closings, and what the shield holds back.
 
 use crate::cell::Shared;
-use crate::flow::{self, Key, Lines};
+use crate::flow::{self, Lines};
 use crate::follow::{self, Place, Segment};
 use crate::maps::{self, Tables};
 use crate::packet::Packet;
@@ -10,7 +10,7 @@ use crate::signal::{self, About};
 use crate::{Verdict, at, held, kernel, listener, stream};
 use reroute_common::admission::{Word, rank};
 use reroute_common::event::way;
-use reroute_common::flow::{Flow, FlowKey, state, stream as bits};
+use reroute_common::flow::{Flow, state, stream as bits};
 use reroute_common::table::{Client, drop, orphan};
 
 #[inline(always)]
@@ -38,26 +38,20 @@ pub fn egress<P: Packet>(packet: P, interface: u32) -> Verdict {
             return Verdict::Pass;
         }
     }
-    service(packet, frame, network)
+    frame.set_key(End::Source, network);
+    service(packet, frame)
 }
 
 /// A segment of the service. Each wire segment of a super-packet repeats the headers.
 #[inline(always)]
-fn service<P: Packet>(packet: P, frame: &Frame, network: u32) -> Verdict {
+fn service<P: Packet>(packet: P, frame: &Frame) -> Verdict {
     let Some(server) = maps::server() else { return Verdict::Pass };
     let segments = packet.segments();
     let bytes = packet.len() + (segments - 1) * frame.payload;
-    let key = Key(FlowKey {
-        remote: frame.destination,
-        local: frame.source,
-        remote_port: frame.destination_port,
-        local_port: frame.source_port,
-        network,
-    });
     let tick = at!(server.tick_at).get();
     let ends = frame.flags & (tcp::FIN | tcp::RST) != 0;
-    let Some((index, line)) = flow::find(&Tables, &key) else {
-        let slot = maps::slot(network, &frame.destination);
+    let Some((index, line)) = flow::find(&Tables, &frame.key) else {
+        let slot = maps::slot(frame.key.network, &frame.destination);
         let Some(client) = maps::client(slot) else { return Verdict::Pass };
         at!(client.tx_packets).count(segments as u64);
         at!(client.tx_bytes).count(bytes as u64);

@@ -66,19 +66,15 @@ fn same_key(line: Shared<Flow>, key: &FlowKey) -> bool {
     word(0) && word(1) && word(2) && word(3) && word(4)
 }
 
-/// Key of a flow, aligned so that it can be compared in words.
-#[repr(C, align(8))]
-pub struct Key(pub FlowKey);
-
 /// The line of a flow, open or closed.
 #[inline(always)]
-pub fn find<L: Lines>(lines: &L, key: &Key) -> Option<(u32, Shared<Flow>)> {
-    let set = set_of(&key.0);
+pub fn find<L: Lines>(lines: &L, key: &FlowKey) -> Option<(u32, Shared<Flow>)> {
+    let set = set_of(key);
     let mut found = u32::MAX;
     for way in 0..WAYS {
         let Some(line) = lines.line(set + way) else { continue };
         let state = at!(line.state).get();
-        if (state == state::OPEN || state == state::CLOSED) && same_key(line, &key.0) {
+        if (state == state::OPEN || state == state::CLOSED) && same_key(line, key) {
             found = set + way;
             break;
         }
@@ -112,11 +108,11 @@ fn rank(line: Shared<Flow>, slot: u32, now: u64) -> u64 {
 pub fn claim<L: Lines>(
     lines: &L,
     server: Shared<Server>,
-    key: &Key,
+    key: &FlowKey,
     slot: u32,
     now: u64,
 ) -> Option<(u32, Shared<Flow>)> {
-    let set = set_of(&key.0);
+    let set = set_of(key);
     let mut best = u32::MAX;
     let mut best_rank = 0_u64;
     for way in 0..WAYS {
@@ -173,10 +169,10 @@ fn hand_over(line: Shared<Flow>, client: Shared<Client>, server: Shared<Server>)
 }
 
 #[inline(always)]
-fn write_key(line: Shared<Flow>, key: &Key) {
+fn write_key(line: Shared<Flow>, key: &FlowKey) {
     let held = at!(line.key);
     // SAFETY: the line is CLAIMED: nobody else reads or writes its key.
-    unsafe { *held.as_ptr() = key.0 };
+    unsafe { *held.as_ptr() = *key };
 }
 
 /// All but the counts, which go on for the same client.
@@ -462,8 +458,8 @@ mod tests {
         }
     }
 
-    fn key(port: u16) -> Key {
-        Key(FlowKey { remote: [9; 16], local: [8; 16], remote_port: port, local_port: 2049, network: 1 })
+    fn key(port: u16) -> FlowKey {
+        FlowKey { remote: [9; 16], local: [8; 16], remote_port: port, local_port: 2049, network: 1 }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What comes in: told apart, judged, counted, followed.
 
 use crate::cell::Shared;
-use crate::flow::{self, Key};
+use crate::flow;
 use crate::follow::{self, Place, Segment};
 use crate::maps::{self, Tables};
 use crate::packet::Packet;
@@ -9,7 +9,7 @@ use crate::parse::{End, Frame, Glance, Kind, fill, glance, parse, tcp};
 use crate::signal::{self, About};
 use crate::{Verdict, admit, at, held, kernel, listener, pulse, stream};
 use reroute_common::event::way;
-use reroute_common::flow::{Flow, FlowKey, state, stream as bits};
+use reroute_common::flow::{Flow, state, stream as bits};
 use reroute_common::table::{Client, Config, Server, drop, mode, orphan};
 
 /// Judges a frame that came in by `interface`.
@@ -44,29 +44,36 @@ pub fn ingress<P: Packet>(packet: P, interface: u32) -> Verdict {
             return Verdict::Pass;
         }
     }
-    service(packet, frame, network)
+    frame.set_key(End::Destination, network);
+    match quick(packet, frame) {
+        Quick::Pass => Verdict::Pass,
+        Quick::Drop => Verdict::Drop,
+        Quick::Whole(index) => whole(packet, frame, index),
+    }
 }
 
-/// A frame to the service.
+/// What becomes of a segment by which nothing begins or ends.
+enum Quick {
+    Pass,
+    Drop,
+    /// It is another kind of segment, of this line.
+    Whole(u32),
+}
+
+/// The index of no line.
+const NOWHERE: u32 = u32::MAX;
+
+/// An ACK, or the middle of a call.
 #[inline(always)]
-fn service<P: Packet>(packet: P, frame: &Frame, network: u32) -> Verdict {
-    let (Some(config), Some(server)) = (maps::config(), maps::server()) else { return Verdict::Pass };
-    let key = Key(FlowKey {
-        remote: frame.source,
-        local: frame.destination,
-        remote_port: frame.source_port,
-        local_port: frame.destination_port,
-        network,
-    });
-    let found = if frame.kind == Kind::Tcp { flow::find(&Tables, &key) } else { None };
-    let Some((index, line)) = found else {
-        return whole(packet, frame, &key, NOWHERE);
-    };
+fn quick<P: Packet>(packet: P, frame: &Frame) -> Quick {
+    let (Some(config), Some(server)) = (maps::config(), maps::server()) else { return Quick::Pass };
+    let found = if frame.kind == Kind::Tcp { flow::find(&Tables, &frame.key) } else { None };
+    let Some((index, line)) = found else { return Quick::Whole(NOWHERE) };
     if !begins_nothing(line, frame) {
-        return whole(packet, frame, &key, index);
+        return Quick::Whole(index);
     }
     let slot = at!(line.client).get();
-    let Some(client) = maps::client(slot) else { return Verdict::Pass };
+    let Some(client) = maps::client(slot) else { return Quick::Pass };
     let tick = at!(server.tick_at).get();
     let mode = at!(config.mode).get();
     if mode != mode::BYPASS {
@@ -75,7 +82,7 @@ fn service<P: Packet>(packet: P, frame: &Frame, network: u32) -> Verdict {
         if let Some(reason) = admit::refusal(client, server, slot, now)
             && refuse(packet, client, mode, reason)
         {
-            return Verdict::Drop;
+            return Quick::Drop;
         }
     }
     let rx = at!(line.rx);
@@ -88,7 +95,7 @@ fn service<P: Packet>(packet: P, frame: &Frame, network: u32) -> Verdict {
     acknowledged(line, frame, tick);
     signal::window(&about, frame);
     signal::retransmission(&about, false, frame.payload_len > 0);
-    Verdict::Pass
+    Quick::Pass
 }
 
 /// Whether no call can begin, nor a connection end, by this segment: an ACK, or the middle of a fragment in its turn.
@@ -162,16 +169,13 @@ fn apart<P: Packet>(packet: P, client: Shared<Client>) {
     at!(client.rx_bytes).count(packet.len() as u64);
 }
 
-/// The index of no line.
-const NOWHERE: u32 = u32::MAX;
-
 /// A segment that may begin a call or end a connection, or no segment at all. Not inlined: its stack and that of the
 /// pulses take turns.
 #[inline(never)]
-fn whole<P: Packet>(packet: P, frame: &Frame, key: &Key, index: u32) -> Verdict {
+fn whole<P: Packet>(packet: P, frame: &Frame, index: u32) -> Verdict {
     let (Some(config), Some(server)) = (maps::config(), maps::server()) else { return Verdict::Pass };
     let found = maps::flow(index).map(|line| (index, line));
-    let slot = maps::slot(key.0.network, &frame.source);
+    let slot = maps::slot(frame.key.network, &frame.source);
     let Some(client) = maps::client(slot) else { return Verdict::Pass };
     let now = kernel::now();
     let mode = at!(config.mode).get();
@@ -193,7 +197,7 @@ fn whole<P: Packet>(packet: P, frame: &Frame, key: &Key, index: u32) -> Verdict 
         at!(client.drops).element(drop::SHIELD as u32).count(1);
         apart(packet, client);
         verdict = Verdict::Drop;
-    } else if !track(packet, frame, key, found, (slot, client, server, now)) {
+    } else if !track(packet, frame, found, (slot, client, server, now)) {
         apart(packet, client);
     }
     at!(client.in_progress).decrease(1);
@@ -222,12 +226,11 @@ fn hidden<P: Packet>(
 fn track<P: Packet>(
     packet: P,
     frame: &Frame,
-    key: &Key,
     found: Option<(u32, Shared<Flow>)>,
     (slot, client, server, now): (u32, Shared<Client>, Shared<Server>, u64),
 ) -> bool {
     let syn = is_syn(frame);
-    let established = || kernel::established(packet.context(), key);
+    let established = || kernel::established(packet.context(), &frame.key);
     let (index, line) = match found {
         Some(found) => {
             let line = found.1;
@@ -258,7 +261,7 @@ fn track<P: Packet>(
                 flow::orphan(client, orphan::UNSEEN);
                 return false;
             }
-            let Some(found) = flow::claim(&Tables, server, key, slot, now) else {
+            let Some(found) = flow::claim(&Tables, server, &frame.key, slot, now) else {
                 at!(server.untracked_flows).count(1);
                 if !syn && at!(client.orphans).get() == 0 {
                     // Its calls are counted nowhere: this client is never called idle.

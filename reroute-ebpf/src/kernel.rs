@@ -1,7 +1,6 @@
 //! Packets and sockets of the running kernel.
 
 use crate::cell::Shared;
-use crate::flow::Key;
 use crate::packet::{Bytes, HEAD, Packet};
 use aya_ebpf::bindings::{
     __sk_buff, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1,
@@ -10,7 +9,7 @@ use aya_ebpf::bindings::{
 use aya_ebpf::helpers::generated as helpers;
 use core::ffi::c_void;
 use core::mem::MaybeUninit;
-use reroute_common::flow::PIECE_BYTES;
+use reroute_common::flow::{FlowKey, PIECE_BYTES};
 use reroute_common::pulse::LEN;
 
 #[inline(always)]
@@ -287,7 +286,6 @@ pub fn listening(context: *mut c_void, address: &[u8; 16], port: u16) -> bool {
 
 /// Whether an established socket takes what comes by this flow. Not inlined: its stack is given back.
 #[inline(never)]
-pub fn established(context: *mut c_void, key: &Key) -> bool {
-    let key = &key.0;
+pub fn established(context: *mut c_void, key: &FlowKey) -> bool {
     look_up(context, (&key.remote, key.remote_port), (&key.local, key.local_port)) == TCP_ESTABLISHED
 }

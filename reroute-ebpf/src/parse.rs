@@ -1,6 +1,7 @@
 //! Ethernet to TCP or UDP.
 
 use crate::packet::{HEAD, Packet};
+use reroute_common::flow::FlowKey;
 use reroute_common::mapped_ipv4;
 
 /// What a frame turned out to be.
@@ -24,7 +25,10 @@ pub mod tcp {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C, align(8))]
 pub struct Frame {
+    /// The flow, once it has been looked for.
+    pub key: FlowKey,
     pub kind: Kind,
     pub ipv4: bool,
     pub flags: u8,
@@ -49,6 +53,7 @@ impl Frame {
     #[inline(always)]
     pub const fn new() -> Self {
         Frame {
+            key: FlowKey { remote: [0; 16], local: [0; 16], remote_port: 0, local_port: 0, network: 0 },
             kind: Kind::Other,
             ipv4: false,
             flags: 0,
@@ -64,6 +69,19 @@ impl Frame {
             payload: 0,
             payload_len: 0,
         }
+    }
+}
+
+impl Frame {
+    /// Names the flow that it belongs to, seen from the end that is the service's.
+    #[inline(always)]
+    pub fn set_key(&mut self, end: End, network: u32) {
+        let is_ours = end == End::Source;
+        self.key.remote = if is_ours { self.destination } else { self.source };
+        self.key.local = if is_ours { self.source } else { self.destination };
+        self.key.remote_port = if is_ours { self.destination_port } else { self.source_port };
+        self.key.local_port = if is_ours { self.source_port } else { self.destination_port };
+        self.key.network = network;
     }
 }
 
@@ -137,22 +155,21 @@ pub fn fill(head: &[u8; HEAD], len: u32, frame: &mut Frame) -> bool {
     if end > len || payload < 54 || payload > end {
         return false;
     }
-    *frame = Frame {
-        kind: Kind::Tcp,
-        ipv4: true,
-        flags: head[47],
-        source: mapped_ipv4([head[26], head[27], head[28], head[29]]),
-        destination: mapped_ipv4([head[30], head[31], head[32], head[33]]),
-        source_port: be16(head[34], head[35]),
-        destination_port: be16(head[36], head[37]),
-        sequence: long(38),
-        acknowledgment: long(42),
-        window: be16(head[48], head[49]),
-        ip: ETH_LEN,
-        transport: 34,
-        payload,
-        payload_len: end - payload,
-    };
+    // One by one: a whole frame would be built on the stack first.
+    frame.kind = Kind::Tcp;
+    frame.ipv4 = true;
+    frame.flags = head[47];
+    frame.source = mapped_ipv4([head[26], head[27], head[28], head[29]]);
+    frame.destination = mapped_ipv4([head[30], head[31], head[32], head[33]]);
+    frame.source_port = be16(head[34], head[35]);
+    frame.destination_port = be16(head[36], head[37]);
+    frame.sequence = long(38);
+    frame.acknowledgment = long(42);
+    frame.window = be16(head[48], head[49]);
+    frame.ip = ETH_LEN;
+    frame.transport = 34;
+    frame.payload = payload;
+    frame.payload_len = end - payload;
     true
 }
 
