@@ -128,7 +128,8 @@ pub struct Client {
     /// 1: this client's host sends pulses.
     pub has_agent: u32,
     pub pulse_key: [u64; 2],
-    /// How old a call of this client may grow, ns; 0: as the configuration says. Follows its latency.
+    /// A call of this client older than this raises `unanswered`, ns; 0: [`Config::unanswered_limit_ns`]. Written by
+    /// userspace whenever the client's latency changes.
     pub unanswered_limit_ns: u64,
 
     /// [`crate::admission::Word`].

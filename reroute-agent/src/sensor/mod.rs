@@ -161,6 +161,10 @@ impl Sensor {
         self.tables.set_agent_state(bits);
         Ok(())
     }
+    /// A call of `host` older than `ns` raises `unanswered`; 0: the configuration's limit.
+    pub fn set_unanswered_limit(&self, host: HostId, ns: u64) -> Result<(), SensorError> {
+        self.tables.set_unanswered_limit(host, ns)
+    }
     /// Says that userspace is alive.
     pub fn touch(&mut self, now: BootNs) -> Result<(), SensorError> {
         self.tables.touch(now.0);

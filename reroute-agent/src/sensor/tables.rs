@@ -169,6 +169,12 @@ impl Tables {
             word.store(bits, Relaxed);
         }
     }
+    pub fn set_unanswered_limit(&self, host: HostId, ns: u64) -> Result<(), SensorError> {
+        let offset = offset_of!(Client, unanswered_limit_ns);
+        let limit = self.clients.long(self.slot(host)?, offset);
+        limit.ok_or(SensorError::NoMap { name: pin::CLIENTS })?.store(ns, Relaxed);
+        Ok(())
+    }
     pub fn touch(&self, now: u64) {
         if let Some(long) = self.config.long(0, offset_of!(Config, agent_seen_at)) {
             long.store(now, Relaxed);
