@@ -33,11 +33,36 @@ macro_rules! at {
     }};
 }
 
+/// A number that the compiler knows nothing about, and the verifier all that it knew; it costs a move.
+///
+/// The compiler leaves out bounds that it can prove, in ways that older verifiers cannot follow (before Linux 6.10,
+/// every number that came of an OR is any number), and compares differences in place of the numbers that they are of.
+#[inline(always)]
+pub fn opaque(number: u64) -> u64 {
+    #[cfg(target_arch = "bpf")]
+    {
+        // Of a constant the verifier sees as much as the compiler.
+        if core::intrinsics::is_val_statically_known(number) {
+            return number;
+        }
+        let mut number = number;
+        // A move to where it is: an assembly without any instruction leaves two line numbers to the next one, which the
+        // kernel refuses.
+        // SAFETY: changes nothing.
+        unsafe {
+            core::arch::asm!("{0} = {0}", inout(reg) number, options(pure, nomem, nostack, preserves_flags));
+        }
+        number
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    number
+}
+
 impl<T, const N: usize> Shared<[T; N]> {
     /// Element `index`; one past the end is folded back inside, so that the verifier sees the bound.
     #[inline(always)]
     pub fn element(self, index: u32) -> Shared<T> {
-        let mut i = index as usize;
+        let mut i = opaque(index as u64) as usize;
         if N.is_power_of_two() {
             i &= N - 1;
         } else if i >= N {

@@ -227,9 +227,10 @@ impl Bytes for Kept {
     #[inline(always)]
     fn load_header(&self, offset: u32, header: Shared<[u8; 32]>, at: u32, len: u32) -> bool {
         let piece = self.piece;
-        if at > 31 || len == 0 || len > 28 || offset + len > PIECE_BYTES as u32 {
+        if at > 31 || offset + len > PIECE_BYTES as u32 {
             return false;
         }
+        let Some(len) = crate::kernel::within(len, 28) else { return false };
         let from = at!(piece.bytes);
         // SAFETY: `len` bytes from `offset` lie in the piece, and 28 behind any byte of a header in its map value.
         unsafe {

@@ -1,6 +1,6 @@
 //! Packets and sockets of the running kernel.
 
-use crate::cell::Shared;
+use crate::cell::{Shared, opaque};
 use crate::packet::{Bytes, HEAD, Packet};
 use aya_ebpf::bindings::{
     __sk_buff, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1,
@@ -58,6 +58,14 @@ pub unsafe fn copy(from: *const u8, to: *mut u8, len: u32) -> bool {
     }
 }
 
+/// `len`, if it is 1 to `most`, by the one comparison that every verifier understands: of the number that is used, and
+/// no other, against an upper bound.
+#[inline(always)]
+pub fn within(len: u32, most: u32) -> Option<u32> {
+    let less = opaque((len as u64).wrapping_sub(1));
+    (less < most as u64).then_some(less as u32 + 1)
+}
+
 #[derive(Clone, Copy)]
 pub struct XdpPacket {
     pub md: *mut xdp_md,
@@ -74,9 +82,10 @@ impl XdpPacket {
 impl Bytes for XdpPacket {
     #[inline(always)]
     fn load_header(&self, offset: u32, header: Shared<[u8; 32]>, at: u32, len: u32) -> bool {
-        if at > 31 || len == 0 || len > 28 {
+        if at > 31 {
             return false;
         }
+        let Some(len) = within(len, 28) else { return false };
         // SAFETY: 28 bytes behind any byte of a header are still inside the map value.
         unsafe {
             let to = header.as_ptr().cast::<u8>().add(at as usize);
@@ -112,9 +121,7 @@ impl Packet for XdpPacket {
     }
     #[inline(always)]
     fn load_piece(&self, offset: u32, piece: Shared<[u8; PIECE_BYTES]>, len: u32) -> bool {
-        if len == 0 || len > PIECE_BYTES as u32 {
-            return false;
-        }
+        let Some(len) = within(len, PIECE_BYTES as u32) else { return false };
         // SAFETY: at most PIECE_BYTES bytes go into the map value.
         unsafe { helpers::bpf_xdp_load_bytes(self.md, offset, piece.as_ptr().cast(), len) == 0 }
     }
@@ -152,9 +159,10 @@ impl SkbPacket {
 impl Bytes for SkbPacket {
     #[inline(always)]
     fn load_header(&self, offset: u32, header: Shared<[u8; 32]>, at: u32, len: u32) -> bool {
-        if at > 31 || len == 0 || len > 28 {
+        if at > 31 {
             return false;
         }
+        let Some(len) = within(len, 28) else { return false };
         // SAFETY: 28 bytes behind any byte of a header are still inside the map value.
         unsafe {
             let to = header.as_ptr().cast::<u8>().add(at as usize);
@@ -190,9 +198,7 @@ impl Packet for SkbPacket {
     }
     #[inline(always)]
     fn load_piece(&self, offset: u32, piece: Shared<[u8; PIECE_BYTES]>, len: u32) -> bool {
-        if len == 0 || len > PIECE_BYTES as u32 {
-            return false;
-        }
+        let Some(len) = within(len, PIECE_BYTES as u32) else { return false };
         // SAFETY: at most PIECE_BYTES bytes go into the map value.
         unsafe { helpers::bpf_skb_load_bytes(self.skb.cast(), offset, piece.as_ptr().cast(), len) == 0 }
     }

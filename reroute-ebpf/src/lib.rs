@@ -1,7 +1,11 @@
 //! The parts of the programs. They build for the host too, where parsing, record following, matching and admission
 //! are unit-tested; `main.rs` holds the entry points and the one table of verdicts.
 #![cfg_attr(not(test), no_std)]
-#![cfg_attr(target_arch = "bpf", allow(internal_features), feature(core_intrinsics, adt_const_params))]
+#![cfg_attr(
+    target_arch = "bpf",
+    allow(internal_features),
+    feature(core_intrinsics, adt_const_params, asm_experimental_arch)
+)]
 
 pub mod admit;
 pub mod cell;

@@ -165,11 +165,10 @@ fn affirm(config: Shared<Config>, client: Shared<Client>, request: Shared<Pulse>
 fn send_back<P: Packet>(packet: &P, frame: &Frame, words: Words) -> bool {
     // SAFETY: this CPU's scratch, LEN bytes.
     let bytes = unsafe { &*words.as_ptr().cast::<[u8; LEN]>() };
-    let (Some(eth), Some(ip), Some(udp)) =
-        (packet.load::<12>(0), packet.load::<8>(frame.ip + 12), packet.load::<8>(frame.transport))
-    else {
-        return false;
-    };
+    // One after the other: judged together, the verifier of Linux 6.1 would follow what a failed load has left unset.
+    let Some(eth) = packet.load::<12>(0) else { return false };
+    let Some(ip) = packet.load::<8>(frame.ip + 12) else { return false };
+    let Some(udp) = packet.load::<8>(frame.transport) else { return false };
     let eth =
         [eth[6], eth[7], eth[8], eth[9], eth[10], eth[11], eth[0], eth[1], eth[2], eth[3], eth[4], eth[5]];
     let ip = [ip[4], ip[5], ip[6], ip[7], ip[0], ip[1], ip[2], ip[3]];
