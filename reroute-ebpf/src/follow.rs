@@ -41,6 +41,7 @@ struct Walk<B, L> {
     lines: L,
     place: Place,
     rest: Rest,
+    /// 1 until the end of the segment is reached: what is left of it would be misread as something else.
     lost: u32,
 }
 
@@ -50,16 +51,20 @@ pub fn calls<P: Packet, L: Lines + Copy>(packet: P, lines: L, place: &Place, seg
     let line = place.line;
     let client = place.client;
     let rx = at!(line.rx);
-    if at!(rx.flags).get() & bits::SYNCED != 0 && held::passed_us(line) {
-        // Nothing will fill that hole; and what is sent again of it has been answered, maybe.
+    let flags = at!(rx.flags).get();
+    if flags & bits::SEEN != 0 && held::passed_us(line) {
+        // Nothing will fill that hole; and what is sent again of it has been answered, maybe: also in a lost stream.
         at!(rx.next_seq).set(at!(line.server_acked).get());
-        flow::uncertain(line, client);
-        lose(lines, place);
+        if flags & bits::SYNCED != 0 {
+            flow::uncertain(line, client);
+            lose(lines, place);
+        }
     }
     let fit = stream::enter(rx, segment.seq, segment.len);
     let mut skip = 0;
     match fit {
-        Fit::Old => return,
+        // An orphan stands for what a lost stream hides.
+        Fit::Old | Fit::Unseen => return,
         Fit::New { skip: n } => skip = n,
         // The server's TCP keeps it until the bytes before it have come. So do we.
         Fit::Ahead if held::hold(packet, lines, place, segment) => {
@@ -92,7 +97,7 @@ pub fn calls<P: Packet, L: Lines + Copy>(packet: P, lines: L, place: &Place, seg
 /// Follows bytes that are next in the stream of calls. False: they hold something else than records.
 #[inline(always)]
 pub fn walk_calls<B: Bytes, L: Lines + Copy>(bytes: B, lines: L, place: &Place, rest: Rest) -> bool {
-    let mut walk = Walk { bytes, lines, place: *place, rest, lost: 0 };
+    let mut walk = Walk { bytes, lines, place: *place, rest, lost: 1 };
     repeat(MAX_STEPS, call_step::<B, L>, &mut walk);
     walk.lost == 0
 }
@@ -120,11 +125,11 @@ unsafe extern "C" fn call_step<B: Bytes, L: Lines + Copy>(_: u32, walk: *mut c_v
     let rx = at!(line.rx);
     match stream::step(&walk.bytes, rx, &mut walk.rest, Side::Calls) {
         Step::Continue => 0,
-        Step::End => 1,
-        Step::Lost => {
-            walk.lost = 1;
+        Step::End => {
+            walk.lost = 0;
             1
         }
+        Step::Lost => 1,
         Step::Record => {
             let call = rpc::call(rx);
             flow::accept(&walk.lines, (place.index, line), place.client, place.server, call, place.now);
@@ -143,6 +148,10 @@ pub fn replies<P: Packet>(packet: P, place: &Place, segment: Segment) {
     let mut skip = 0;
     match fit {
         Fit::Old => return,
+        Fit::Unseen => {
+            flow::abandon(line, client, 0, orphan::REPLIES_LOST);
+            return;
+        }
         Fit::New { skip: n } => skip = n,
         Fit::Ahead if stream::leap(tx, segment.seq, segment.len) => {}
         Fit::Ahead | Fit::Unsynced => {
@@ -160,7 +169,7 @@ pub fn replies<P: Packet>(packet: P, place: &Place, segment: Segment) {
         }
     }
     let rest = Rest { offset: segment.offset + skip, left: segment.len - skip };
-    let mut walk = Walk { bytes: packet, lines: (), place: *place, rest, lost: 0 };
+    let mut walk = Walk { bytes: packet, lines: (), place: *place, rest, lost: 1 };
     repeat(MAX_STEPS, reply_step::<P>, &mut walk);
     if walk.lost != 0 {
         lost_replies(place);
@@ -184,11 +193,11 @@ unsafe extern "C" fn reply_step<P: Packet>(_: u32, walk: *mut c_void) -> i64 {
     let tx = at!(line.tx);
     match stream::step(&walk.bytes, tx, &mut walk.rest, Side::Replies) {
         Step::Continue => 0,
-        Step::End => 1,
-        Step::Lost => {
-            walk.lost = 1;
+        Step::End => {
+            walk.lost = 0;
             1
         }
+        Step::Lost => 1,
         Step::Record => {
             reply(place, rpc::xid(tx));
             0

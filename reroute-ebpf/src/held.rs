@@ -563,6 +563,31 @@ mod tests {
     }
 
     #[test]
+    fn nor_where_the_stream_was_lost_before() {
+        let c = Carried::new(Room::<64>::new(0), &[100, 100, 100], 7);
+        c.deliver(150, 288);
+        c.server_acks(432);
+        c.deliver(288, 432); // of this connection not seen before, but answered
+        assert_eq!((c.orphans(), c.xids()), (1, BTreeSet::new()));
+    }
+
+    /// More than is looked at of one segment: what follows must not be misread as what did not fit.
+    #[test]
+    fn a_segment_of_too_many_fragments_loses_the_stream() {
+        let mut c = Carried::new(Room::<64>::new(8), &[0, 0, 0], 7);
+        let mut fragments = c.bytes[..44].to_vec();
+        fragments[0] = 0;
+        fragments.extend([0; 4 * 9000]);
+        fragments.extend(0x8000_0000_u32.to_be_bytes());
+        let end = fragments.len();
+        c.bytes.splice(..44, fragments);
+        c.deliver(0, end + 44);
+        assert_eq!((c.orphans(), c.xids()), (1, BTreeSet::new()));
+        c.deliver(end + 44, end + 88);
+        assert_eq!((c.orphans(), c.xids()), (1, BTreeSet::from([2])), "found again");
+    }
+
+    #[test]
     fn a_count_out_of_step_comes_right() {
         let c = Carried::new(Room::<64>::new(8), &[100; 9], 7);
         let line = c.place.line;

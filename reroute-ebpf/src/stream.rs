@@ -20,6 +20,8 @@ pub enum Fit {
     Ahead,
     /// The stream is lost: it may be found again at the start of this segment.
     Unsynced,
+    /// The stream is lost, and new bytes begin inside this segment: whatever they hold is not seen.
+    Unseen,
 }
 
 /// The stream begins: SYN with this sequence number.
@@ -56,7 +58,7 @@ pub fn enter(s: Shared<Stream>, seq: u32, len: u32) -> Fit {
     }
     if flags & stream::SYNCED == 0 {
         at!(s.next_seq).set(end);
-        return if skip == 0 { Fit::Unsynced } else { Fit::Old };
+        return if skip == 0 { Fit::Unsynced } else { Fit::Unseen };
     }
     if ahead > 0 {
         return Fit::Ahead;
@@ -306,6 +308,15 @@ mod tests {
         assert_eq!(enter(s, 1016, 10), Fit::Ahead);
         assert_eq!(enter(s, 1015, 10), Fit::New { skip: 0 }, "what came early was not taken in");
         assert_eq!(at!(s.retransmitted).get(), 2);
+    }
+
+    #[test]
+    fn in_a_lost_stream_old_bytes_may_come_with_new_ones() {
+        let s = stream();
+        assert_eq!(enter(s, 1000, 10), Fit::Unsynced);
+        assert_eq!(enter(s, 1000, 10), Fit::Old);
+        assert_eq!(enter(s, 1005, 10), Fit::Unseen);
+        assert_eq!(enter(s, 1015, 10), Fit::Unsynced, "what was not seen is behind us");
     }
 
     #[test]
