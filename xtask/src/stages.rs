@@ -28,6 +28,19 @@ const STAGES: &[Stage] = &[
         cargo: &["test", "--release", "--workspace", "--lib", "--bins", "--no-fail-fast"],
     },
     Stage {
+        name: "matching and fuzz corpus",
+        cargo: &[
+            "test",
+            "--release",
+            "--workspace",
+            "--test",
+            "matching",
+            "--test",
+            "corpus",
+            "--no-fail-fast",
+        ],
+    },
+    Stage {
         name: "NFS tests",
         cargo: &["test", "--release", "--workspace", "--test", "nfs", "--no-fail-fast"],
     },
@@ -81,7 +94,7 @@ pub fn run(long: bool) -> anyhow::Result<()> {
 fn run_stage(stage: &Stage, long: bool, counts: &mut Counts) -> anyhow::Result<bool> {
     let mut command = workspace::cargo(stage.cargo);
     if long {
-        // Property tests draw this many cases instead of 256.
+        // Property tests draw this many cases instead of 256; the matching of calls and replies five times as many.
         command.env("PROPTEST_CASES", "20000");
     }
     let mut child = command.stdout(Stdio::piped()).spawn().context("cannot run cargo")?;
