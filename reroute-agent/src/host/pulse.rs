@@ -4,18 +4,15 @@ use crate::clock;
 use crate::config::{Config, Host, HostEntry};
 use crate::keys::pulse_key;
 use anyhow::Context;
-use reroute_common::admission::{Word, rank};
-use reroute_common::pulse::{
-    LEN, MAC_OFFSET, MAGIC, PORT, Pulse, VERSION, direction_key, flags, kind, server,
-};
-use reroute_common::siphash;
-use reroute_core::host::{Facts, PulseFlag, Rank};
+use reroute_common::pulse::{LEN, PORT};
+use reroute_core::host::Facts;
+use reroute_core::host::wire::{self, Answer, Expected, Header};
+pub use reroute_core::host::wire::{Reject, Request};
 use reroute_core::ids::*;
 use rustix::io::Errno;
 use rustix::net::{self, RecvFlags, SendFlags};
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
-use std::mem::offset_of;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
@@ -23,51 +20,8 @@ use tokio::net::UdpSocket;
 /// Pulses per path whose replies are still expected.
 const OUTSTANDING: usize = 256;
 
-/// Why a datagram on a pulse socket was not taken for a reply.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Reject {
-    Size,
-    Address,
-    Magic,
-    Version,
-    Kind,
-    Host,
-    Scvm,
-    Mac,
-    /// Of a former run of this agent.
-    Incarnation,
-    /// Never sent, answered already, or too long ago.
-    Sequence,
-}
-
-impl Reject {
-    pub fn name(self) -> &'static str {
-        match self {
-            Reject::Size => "size",
-            Reject::Address => "address",
-            Reject::Magic => "magic",
-            Reject::Version => "version",
-            Reject::Kind => "kind",
-            Reject::Host => "host",
-            Reject::Scvm => "scvm",
-            Reject::Mac => "mac",
-            Reject::Incarnation => "incarnation",
-            Reject::Sequence => "sequence",
-        }
-    }
-}
-
 /// Datagrams taken from a socket in one go: a flood must not hold up the beat.
 const BATCH: usize = 1024;
-
-/// What is asked of one SCVM.
-#[derive(Clone, Copy, Debug)]
-pub struct Request {
-    pub flag: PulseFlag,
-    pub epoch: Epoch,
-    pub scvm_boot: u64,
-    pub scvm_stamp: u64,
-}
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Reply {
@@ -157,8 +111,8 @@ impl Pulses {
         };
         self.sequence += 1;
         let now = clock::now();
-        let bytes = encode(&Header {
-            key: direction_key(target.key, kind::REQUEST),
+        let bytes = wire::encode(&Header {
+            key: target.key,
             host: self.host,
             scvm: path.scvm,
             incarnation: self.incarnation,
@@ -233,114 +187,12 @@ impl Pulses {
         let bytes: &[u8; LEN] = bytes.try_into().map_err(|_| Reject::Size)?;
         let path = *self.by_address.get(&(network, from)).ok_or(Reject::Address)?;
         let target = self.targets.get_mut(&path).ok_or(Reject::Address)?;
-        let fields = Fields(bytes);
-        let checks = [
-            (fields.u32(offset_of!(Pulse, magic)) == MAGIC, Reject::Magic),
-            (bytes[offset_of!(Pulse, version)] == VERSION, Reject::Version),
-            (bytes[offset_of!(Pulse, kind)] == kind::REPLY, Reject::Kind),
-            (fields.u32(offset_of!(Pulse, host)) == self.host.0, Reject::Host),
-            (fields.u32(offset_of!(Pulse, scvm)) == path.scvm.0, Reject::Scvm),
-            (mac(direction_key(target.key, kind::REPLY), bytes) == fields.u64(MAC_OFFSET), Reject::Mac),
-            (fields.u64(offset_of!(Pulse, host_incarnation)) == self.incarnation.0, Reject::Incarnation),
-        ];
-        if let Some((_, reject)) = checks.into_iter().find(|(holds, _)| !holds) {
-            return Err(reject);
-        }
-        let (sequence, time) =
-            (fields.u64(offset_of!(Pulse, seq)), BootNs(fields.u64(offset_of!(Pulse, host_time))));
+        let expected =
+            Expected { key: target.key, host: self.host, scvm: path.scvm, incarnation: self.incarnation };
+        let Answer { sequence, time, facts } = wire::decode(bytes, &expected)?;
         let position = target.outstanding.iter().position(|sent| *sent == (sequence, time));
         let (_, sent_at) = position.and_then(|i| target.outstanding.remove(i)).ok_or(Reject::Sequence)?;
-        Ok(Reply { path, sent_at, received_at, facts: fields.facts() })
-    }
-}
-
-struct Header {
-    key: [u64; 2],
-    host: HostId,
-    scvm: ScvmId,
-    incarnation: Incarnation,
-    sequence: u64,
-    time: BootNs,
-    request: Request,
-}
-
-/// [`reroute_common::pulse::Pulse`] in its wire order.
-fn encode(header: &Header) -> [u8; LEN] {
-    let mut bytes = [0; LEN];
-    let mut at = 0;
-    let mut put = |part: &[u8]| {
-        bytes[at..at + part.len()].copy_from_slice(part);
-        at += part.len();
-    };
-    let flag = match header.request.flag {
-        PulseFlag::Affirm => flags::AFFIRM,
-        PulseFlag::Release => flags::RELEASE,
-        PulseFlag::Probe => flags::PROBE,
-    };
-    put(&MAGIC.to_le_bytes());
-    put(&[VERSION, kind::REQUEST]);
-    put(&flag.to_le_bytes());
-    put(&header.host.0.to_le_bytes());
-    put(&header.scvm.0.to_le_bytes());
-    for word in [
-        header.incarnation.0,
-        header.sequence,
-        header.time.0,
-        header.request.epoch.0,
-        header.request.scvm_boot,
-        header.request.scvm_stamp,
-    ] {
-        put(&word.to_le_bytes());
-    }
-    let mac = mac(header.key, &bytes);
-    bytes[MAC_OFFSET..].copy_from_slice(&mac.to_le_bytes());
-    bytes
-}
-
-fn mac(key: [u64; 2], bytes: &[u8; LEN]) -> u64 {
-    let fields = Fields(bytes);
-    let words: [u64; MAC_OFFSET / 8] = std::array::from_fn(|i| fields.u64(8 * i));
-    siphash::hash(key, &words)
-}
-
-/// Little-endian fields by offset.
-struct Fields<'a>(&'a [u8; LEN]);
-
-impl Fields<'_> {
-    fn u32(&self, offset: usize) -> u32 {
-        let b = self.0;
-        u32::from_le_bytes([b[offset], b[offset + 1], b[offset + 2], b[offset + 3]])
-    }
-    fn u64(&self, offset: usize) -> u64 {
-        u64::from(self.u32(offset)) | u64::from(self.u32(offset + 4)) << 32
-    }
-
-    fn facts(&self) -> Facts {
-        let word = Word(self.u64(offset_of!(Pulse, word)));
-        let state = self.u32(offset_of!(Pulse, server_state));
-        let has = |bit: u32| state & bit != 0;
-        Facts {
-            scvm_boot: self.u64(offset_of!(Pulse, scvm_boot)),
-            scvm_stamp: self.u64(offset_of!(Pulse, scvm_stamp)),
-            server: Incarnation(self.u64(offset_of!(Pulse, server_incarnation))),
-            word_epoch: Epoch(word.epoch()),
-            word_rank: match word.rank() {
-                rank::HELD => Rank::Held,
-                rank::ADMITTED => Rank::Admitted,
-                rank::RELEASED => Rank::Released,
-                _ => Rank::Fenced,
-            },
-            lease_ns: self.u64(offset_of!(Pulse, lease_ns)),
-            listening: has(server::LISTENING),
-            silent: has(server::SILENT),
-            null_failed: has(server::NULL_FAILED),
-            enforcing: has(server::ENFORCING),
-            calls_waiting: self.u32(offset_of!(Pulse, calls_waiting)),
-            in_progress: self.u32(offset_of!(Pulse, in_progress)),
-            orphans: self.u32(offset_of!(Pulse, orphans)),
-            oldest_call_age_ns: self.u64(offset_of!(Pulse, oldest_call_age_ns)),
-            agent_age_ns: self.u64(offset_of!(Pulse, agent_age_ns)),
-        }
+        Ok(Reply { path, sent_at, received_at, facts })
     }
 }
 

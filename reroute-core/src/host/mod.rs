@@ -9,6 +9,7 @@
 //! | [`decide`] | stay, change the path, or ask for a move |
 //! | [`phase`], [`moves`] | a move from Meta's order to the arrival |
 //! | [`route`] | the route: set, put back, adopted, refused |
+//! | [`wire`] | a pulse as bytes |
 //! | [`report`] | what Meta and operators are told |
 //!
 //! Everything that can fail comes back as an [`Input`]; nothing is assumed to have worked.
@@ -22,6 +23,7 @@ mod pulses;
 mod report;
 mod route;
 mod verdict;
+pub mod wire;
 
 #[cfg(test)]
 mod tests;

@@ -269,6 +269,7 @@ impl Network {
 
     fn compare(&self) {
         self.rig.check();
+        self.rig.check_pieces();
         if self.weather == Weather::Tcp {
             assert_eq!(
                 self.rig.counts(),
@@ -278,13 +279,13 @@ impl Network {
         }
     }
 
-    /// The client asks something, in one segment, and is answered in one.
-    pub fn exchange(&mut self, then: impl FnOnce(&Network, u32, bool)) {
+    /// The client asks something, in one segment, and is answered in one. Gives the XID, and whether it waited meanwhile.
+    pub fn exchange(&mut self) -> (u32, bool) {
         let waiting = self.rig.counts().waiting;
-        let room = |xid: u32| {
-            !waiting.contains_key(&xid) && waiting.keys().filter(|w| *w % 8 == xid % 8).count() < 8
-        };
-        self.next_xid = (1..).map(|n| self.next_xid.wrapping_add(n)).find(|xid| room(*xid)).unwrap();
+        let set = |xid: u32| waiting.keys().filter(|other| *other % 8 == xid % 8).count();
+        // A slot is free for it; and 0 is nobody to those who find a stream of replies again.
+        let room = |xid: &u32| *xid != 0 && !waiting.contains_key(xid) && set(*xid) < 8;
+        self.next_xid = (1..).map(|n| self.next_xid.wrapping_add(n)).find(room).unwrap();
         let xid = self.next_xid;
         let nothing = Body { len: 16, cuts: vec![], filling: Filling::Zeros };
         self.client.write(&wire::call(xid, 2, 16, Filling::Zeros), wire::CALL, &[]);
@@ -296,6 +297,6 @@ impl Network {
         self.answer();
         let segment = self.server.sent..self.server.bytes.len();
         self.show(segment);
-        then(self, xid, waits);
+        (xid, waits)
     }
 }
