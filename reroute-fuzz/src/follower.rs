@@ -3,13 +3,18 @@
 
 use crate::input::Input;
 use crate::rig::{Counts, Rig, Room};
-use reroute_common::flow::MAX_PIECES;
 use std::rc::Rc;
+use std::sync::OnceLock;
 
 /// Calls in the streams that segments are cut from.
 const CALLS: u32 = 24;
+/// Room for early segments, at most.
+const PIECES: u32 = 64;
 /// What is held is not yet stale for so long, ns.
 const FRESH: u64 = 25_000_000_000;
+
+/// Made once each.
+static SHAPES: [OnceLock<[Vec<u8>; 2]>; 256] = [const { OnceLock::new() }; 256];
 
 fn streams(shape: u8) -> [Vec<u8>; 2] {
     let (mut calls, mut replies) = (vec![], vec![]);
@@ -48,16 +53,13 @@ struct Connection {
 /// When what always holds does not.
 pub fn run(data: &[u8]) {
     let mut input = Input::new(data);
-    let limit = match input.u8() {
-        n @ 0..=40 => u32::from(n),
-        _ => MAX_PIECES,
-    };
     thread_local! {
-        static ROOM: Rc<Room> = Rc::new(Room::new(MAX_PIECES));
+        static ROOM: Rc<Room> = Rc::new(Room::new(PIECES));
     }
     let room = ROOM.with(Rc::clone);
-    room.clear(limit);
-    let streams = streams(input.u8());
+    room.clear(u32::from(input.u8()).min(PIECES));
+    let shape = input.u8();
+    let streams = SHAPES[usize::from(shape)].get_or_init(|| streams(shape));
     let began = 1 << 35;
     let mut connections = [0, 1].map(|index| {
         let first = [input.u32(), input.u32()];
@@ -82,18 +84,17 @@ pub fn run(data: &[u8]) {
                 let by = u64::from(input.u16()) * if op & 0x10 == 0 { 4096 } else { 1 << 22 };
                 connections.iter_mut().for_each(|c| c.rig.now += by);
             }
-            kind => segment(rig, first, &streams, kind, &mut input),
+            kind => segment(rig, first, streams, kind, &mut input),
         }
         let fresh = connections[0].rig.now - began < FRESH;
-        for Connection { rig, before, .. } in &mut connections {
-            rig.check();
-            if fresh {
-                rig.check_pieces();
-            }
-            let counts = rig.counts();
-            grows(before, &counts);
-            *before = counts;
+        let Connection { rig, before, .. } = &mut connections[usize::from(op >> 7)];
+        rig.check();
+        if fresh {
+            rig.check_pieces();
         }
+        let counts = rig.counts();
+        grows(before, &counts);
+        *before = counts;
         let listed: u32 = connections.iter().map(|c| c.rig.pieces()).sum();
         assert!(!fresh || disowned || room.used() == listed, "{} pieces used, {listed} listed", room.used());
     }

@@ -20,6 +20,9 @@ use std::rc::Rc;
 
 type Pieces = [Piece; MAX_PIECES as usize];
 
+/// A search visits 64 pieces of all: so small a room is searched whole.
+const SMALL: u32 = 64;
+
 /// Pieces for segments that come early; several connections may share them.
 pub struct Room {
     pieces: Owned<Pieces>,
@@ -38,10 +41,11 @@ impl Room {
     pub fn clear(&self, limit: u32) {
         self.limit.set(limit.min(MAX_PIECES));
         let pieces = self.pieces.shared();
-        for i in 0..MAX_PIECES {
+        let reach = if limit <= SMALL { SMALL } else { MAX_PIECES };
+        for i in 0..reach {
             let piece = pieces.element(i);
             // What may not be used is in use for ever.
-            at!(piece.held_at).set(if i < self.limit.get() { 0 } else { u64::MAX });
+            at!(piece.held_at).set(if i < limit { 0 } else { u64::MAX });
         }
     }
     /// Pieces that somebody holds.
@@ -70,8 +74,7 @@ impl Lines for View {
         None
     }
     fn piece(&self, index: u32) -> Option<Shared<Piece>> {
-        // A search visits 64 pieces of all: so small a room is found by each.
-        let index = if self.limit <= 64 { index % 64 } else { index };
+        let index = if self.limit <= SMALL { index % SMALL } else { index };
         (index < MAX_PIECES).then(|| self.pieces.element(index))
     }
     fn wake(&self, _: u32) {

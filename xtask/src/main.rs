@@ -1,5 +1,6 @@
-//! `cargo xtask`: set up, build, run the lab and the demo, test.
+//! `cargo xtask`: set up, build, run the lab and the demo, test, fuzz.
 
+mod fuzz;
 mod setup;
 mod stages;
 mod workspace;
@@ -9,7 +10,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 #[derive(Parser)]
-#[command(name = "cargo xtask", about = "Set up, build, run the lab and the demo, test")]
+#[command(name = "cargo xtask", about = "Set up, build, run the lab and the demo, test, fuzz")]
 struct Cli {
     #[command(subcommand)]
     verb: Verb,
@@ -38,6 +39,17 @@ enum Verb {
         #[arg(long)]
         long: bool,
     },
+    /// Fuzz the packet parser, the record follower and the pulse codec with libFuzzer.
+    Fuzz {
+        /// One of them; else each in turn.
+        target: Option<String>,
+        /// How long, each.
+        #[arg(long, default_value_t = 600)]
+        seconds: u64,
+        /// With AddressSanitizer.
+        #[arg(long)]
+        address: bool,
+    },
 }
 
 fn main() -> ExitCode {
@@ -47,6 +59,7 @@ fn main() -> ExitCode {
         Verb::Lab { args } => lab(&args),
         Verb::Demo { json } => demo(json),
         Verb::Test { long } => stages::run(long),
+        Verb::Fuzz { target, seconds, address } => fuzz::run(target, seconds, address),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
