@@ -236,7 +236,9 @@ impl Network {
             // Nobody promises to hold that much: it is lost, and sent again.
             return;
         }
-        if !self.attached && self.tape.below(8) == 0 {
+        // A call that was answered before us, and whose copy is the first thing that we see, looks like one that waits:
+        // no number of an ACK has gone by yet that would tell. That much has to be left to luck.
+        if !self.attached && segment.start >= self.client.taken && self.tape.below(8) == 0 {
             self.attach();
         }
         let passes_by = self.attached && !(self.is_bad(Weather::Bypass) && self.tape.below(8) == 1);
