@@ -87,7 +87,7 @@ fn a_start_that_fails_leaves_nothing_behind() {
 }
 
 /// A server side in this namespace and a client side in a child namespace, joined by a veth pair.
-fn wire() -> (Space, ClientSide) {
+pub fn wire() -> (Space, ClientSide) {
     let space = Space::new();
     let client = ClientSide::start();
     run(&format!("ip link add s0 type veth peer name c0 netns {}", client.tid));
@@ -104,8 +104,8 @@ fn wire() -> (Space, ClientSide) {
 type Job = Box<dyn FnOnce() + Send>;
 
 /// A thread in a network namespace of its own.
-struct ClientSide {
-    tid: i32,
+pub struct ClientSide {
+    pub tid: i32,
     jobs: std::sync::mpsc::Sender<Job>,
 }
 
@@ -122,7 +122,7 @@ impl ClientSide {
         });
         ClientSide { tid: tid.recv().unwrap(), jobs }
     }
-    fn call<T: Send + 'static>(
+    pub fn call<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> std::sync::mpsc::Receiver<T> {
@@ -130,7 +130,7 @@ impl ClientSide {
         self.jobs.send(Box::new(move || drop(done.send(work())))).unwrap();
         result
     }
-    fn run(&self, command: &str) {
+    pub fn run(&self, command: &str) {
         let command = command.to_string();
         self.call(move || run(&command)).recv().unwrap();
     }
@@ -149,9 +149,9 @@ fn converse(way: XdpMode, native: bool) {
     let pass = native.then(|| client.call(|| attach_pass("c0").unwrap()).recv().unwrap());
     let [attachment] = sensor.attachments() else { panic!("{:?}", sensor.attachments()) };
     let wanted = match way {
-        XdpMode::Auto => "xdp native",
+        XdpMode::Auto | XdpMode::Native => "xdp native",
         XdpMode::Generic => "xdp generic",
-        XdpMode::Tc => "tc",
+        XdpMode::Tc | XdpMode::Clsact => "tc",
     };
     assert_eq!((attachment.ingress.as_str(), attachment.egress.as_str()), (wanted, "tcx"), "{attachment:?}");
 

@@ -3,8 +3,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod admission;
+mod attaching;
 mod bench;
 mod counting;
+mod foreign;
 mod frames;
 mod lasting;
 mod pulses;

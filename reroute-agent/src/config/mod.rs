@@ -185,13 +185,17 @@ pub enum AdmissionMode {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum XdpMode {
-    /// In the driver where it can, generic where it cannot.
+    /// In the driver where that is known not to interrupt the link, else TC ingress; generic XDP last.
     #[default]
     Auto,
+    /// In the driver even if that interrupts the link for a moment; as above where the driver cannot.
+    Native,
     /// Generic only: for NICs that lose what a native program sends back (one end of a veth pair, for one).
     Generic,
     /// No XDP at all: TC ingress, for NICs that attaching XDP would reset.
     Tc,
+    /// TC both ways by filters on clsact, as before Linux 6.6.
+    Clsact,
 }
 
 #[derive(Debug, Clone, Deserialize)]

@@ -110,12 +110,8 @@ async fn ask<T>(
 
 async fn status(State(app): State<App>) -> Answer {
     let snapshot = app.shared.snapshot().ok_or_else(|| failed("the agent is starting"))?;
-    let attachments = app.shared.attachments.iter().map(|a| {
-        json!({ "network": a.network, "interface": a.interface, "ingress": a.ingress,
-            "egress": a.egress, "reason": a.reason })
-    });
     let mut local = serde_json::to_value(&snapshot.machine).map_err(failed)?;
-    local["attachments"] = attachments.collect();
+    local["attachments"] = serde_json::to_value(&app.shared.attachments).map_err(failed)?;
     local["journal_lost"] = snapshot.journal_lost.into();
     local["age_ns"] = crate::clock::now().since(snapshot.at).into();
     let cluster = &snapshot.cluster;

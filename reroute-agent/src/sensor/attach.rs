@@ -1,46 +1,46 @@
 //! Putting the programs on interfaces, so that they stay when the agent goes, and swapping them under traffic.
 
+use super::choice::{self, Choice, Facts, Way, choose};
 use super::load::{self, EGRESS, INGRESS, INGRESS_TC};
-use super::{Attachment, SensorError, Settings};
-use crate::config::{XdpMode, interface_index};
+use super::{Attachment, LinkKind, SensorError, Settings, clsact};
+use crate::config::XdpMode;
+use crate::netlink::nic::{self, Nic};
 use aya::Ebpf;
 use aya::programs::links::{FdLink, LinkOrder, PinnedLink};
-use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle};
-use aya::programs::{ProgramError, SchedClassifier, TcAttachType, tc};
+use aya::programs::tc::TcAttachOptions;
+use aya::programs::{ProgramError, TcAttachType, loaded_programs};
+use aya::util::KernelVersion;
 use reroute_core::ids::Network;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-/// Priority and handle of our filters where there are no TCX links: they tell ours from others'.
-const PRIORITY: u16 = 49_100;
-const HANDLE: TcHandle = TcHandle::new(0, 1);
+/// The first kernel with TCX links.
+const TCX_SINCE: KernelVersion = KernelVersion::new(6, 6, 0);
+/// A link outlives its pin by a grace period of the kernel's: so long we wait for one of ours to go.
+const GONE_WITHIN: Duration = Duration::from_millis(500);
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Way {
-    Native,
-    Generic,
-    TcIngress,
-    Egress,
-}
-
-impl Way {
-    fn pin(self) -> &'static str {
-        match self {
-            Way::Native => "xdp_native",
-            Way::Generic => "xdp_generic",
-            Way::TcIngress => "tc_ingress",
-            Way::Egress => "tc_egress",
-        }
-    }
-    fn says(self) -> &'static str {
-        match self {
-            Way::Native => "xdp native",
-            Way::Generic => "xdp generic",
-            Way::TcIngress => "tc",
-            Way::Egress => "tcx",
-        }
+/// How names of pinned links begin.
+fn prefix(way: Way, hook: TcAttachType) -> &'static str {
+    match (way, hook) {
+        (Way::Native, _) => "link_xdp_native",
+        (Way::Generic, _) => "link_xdp_generic",
+        (Way::Tcx, TcAttachType::Egress) => "link_tc_egress",
+        (Way::Tcx, _) => "link_tc_ingress",
+        (Way::Clsact, hook) => clsact::pin(hook),
     }
 }
+
+/// Every way in and out.
+const WAYS: [(Way, TcAttachType); 6] = [
+    (Way::Native, TcAttachType::Ingress),
+    (Way::Generic, TcAttachType::Ingress),
+    (Way::Tcx, TcAttachType::Ingress),
+    (Way::Clsact, TcAttachType::Ingress),
+    (Way::Tcx, TcAttachType::Egress),
+    (Way::Clsact, TcAttachType::Egress),
+];
 
 /// One interface being attached.
 struct Target<'a> {
@@ -52,10 +52,10 @@ struct Target<'a> {
 
 impl Target<'_> {
     /// The pin names interface and index: a link to an interface that is gone never passes for this one's.
-    fn pin(&self, way: Way) -> PathBuf {
+    fn pin(&self, way: Way, hook: TcAttachType) -> PathBuf {
         let name: String =
             self.interface.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
-        self.dir.join(format!("link_{}_{name}_{}", way.pin(), self.index))
+        self.dir.join(format!("{}_{name}_{}", prefix(way, hook), self.index))
     }
     fn error(&self, why: impl ToString) -> SensorError {
         SensorError::Attach { interface: self.interface.to_string(), why: why.to_string() }
@@ -66,21 +66,66 @@ pub(super) fn attach_all(bpf: &mut Ebpf, settings: &Settings) -> Result<Vec<Atta
     let mut attachments = Vec::new();
     let mut kept = BTreeSet::new();
     for (network, interface) in &settings.interfaces {
-        let index = interface_index(interface).ok_or_else(|| SensorError::Attach {
-            interface: interface.clone(),
-            why: "there is no such interface in this network namespace: see `ip link`".into(),
-        })?;
-        let target = Target { dir: &settings.bpf_dir, network: *network, interface, index };
-        attachments.push(attach(bpf, &target, settings.xdp, &mut kept)?);
+        let (nic, choice) = survey(&settings.bpf_dir, interface, settings.xdp)?;
+        let target = Target { dir: &settings.bpf_dir, network: *network, interface, index: nic.index };
+        attachments.push(attach(bpf, &target, settings.xdp, &nic, choice, &mut kept)?);
     }
-    // Links of interfaces we no longer watch.
+    // What stands on interfaces we no longer watch.
     for entry in read_dir(&settings.bpf_dir)? {
-        if is_link(&entry) && !kept.contains(&entry) {
-            std::fs::remove_file(&entry)
-                .map_err(|source| SensorError::Io { what: "removing an old link", source })?;
+        if (is_link(&entry) || clsact::is_filter(&entry)) && !kept.contains(&entry) {
+            take_away(&entry)?;
         }
     }
     Ok(attachments)
+}
+
+/// An interface as it is, and how the programs would be attached to it by an agent that keeps its pins in `dir`.
+/// Changes nothing. Errors: there is no such interface; the kernel does not answer.
+pub fn survey(dir: &Path, interface: &str, wish: XdpMode) -> Result<(Nic, Choice), SensorError> {
+    let until = Instant::now() + GONE_WITHIN;
+    loop {
+        let nic = look(interface)?;
+        let ours = programs_linked_from(dir);
+        let foreign: Vec<u32> = nic.xdp.iter().copied().filter(|id| !ours.contains(id)).collect();
+        // What is there for a moment more may be ours: from a pin that was just removed.
+        if !foreign.is_empty() && Instant::now() < until {
+            std::thread::sleep(LOOK_AGAIN);
+            continue;
+        }
+        let names = foreign.iter().map(|id| name_of(*id)).collect::<Vec<_>>().join(", ");
+        let facts = Facts {
+            driver: nic.driver.clone(),
+            mtu: nic.mtu,
+            features: nic.features,
+            occupant: (!names.is_empty()).then_some(names),
+        };
+        let choice = choose(wish, &facts);
+        return Ok((nic, choice));
+    }
+}
+
+fn look(interface: &str) -> Result<Nic, SensorError> {
+    let mut all =
+        nic::read().map_err(|source| SensorError::Io { what: "reading the network interfaces", source })?;
+    all.remove(interface).ok_or_else(|| SensorError::Attach {
+        interface: interface.to_string(),
+        why: "there is no such interface in this network namespace: see `ip link`".into(),
+    })
+}
+
+/// Ids of the programs that links pinned in `dir` run.
+fn programs_linked_from(dir: &Path) -> Vec<u32> {
+    let links = read_dir(dir).unwrap_or_default().into_iter().filter(|path| is_link(path));
+    let infos = links.filter_map(|path| FdLink::from(PinnedLink::from_pin(path).ok()?).info().ok());
+    infos.map(|info| info.program_id()).collect()
+}
+
+fn name_of(program: u32) -> String {
+    let found = loaded_programs().filter_map(Result::ok).find(|p| p.id() == program);
+    match found.as_ref().and_then(|p| p.name_as_str()).filter(|name| !name.is_empty()) {
+        Some(name) => format!("XDP program {name} (id {program})"),
+        None => format!("an XDP program (id {program})"),
+    }
 }
 
 fn read_dir(dir: &Path) -> Result<Vec<PathBuf>, SensorError> {
@@ -95,81 +140,101 @@ fn is_link(path: &Path) -> bool {
 fn attach(
     bpf: &mut Ebpf,
     target: &Target<'_>,
-    mode: XdpMode,
+    wish: XdpMode,
+    nic: &Nic,
+    choice: Choice,
     kept: &mut BTreeSet<PathBuf>,
 ) -> Result<Attachment, SensorError> {
-    let ways: &[Way] = match mode {
-        XdpMode::Auto => &[Way::Native, Way::Generic, Way::TcIngress],
-        XdpMode::Generic => &[Way::Generic, Way::TcIngress],
-        XdpMode::Tc => &[Way::TcIngress],
-    };
-    let mut reason = match mode {
-        XdpMode::Auto => String::new(),
-        XdpMode::Generic => "native: not asked for (xdp = \"generic\")".to_string(),
-        XdpMode::Tc => "xdp: not asked for (xdp = \"tc\")".to_string(),
-    };
-    // What stands goes on: only its program is swapped, between two packets.
-    let standing = ways.iter().copied().find(|way| target.pin(*way).exists());
-    let mut ingress = None;
-    if let Some(way) = standing
-        && swap(bpf, target, way).is_ok()
-    {
-        ingress = Some(way);
-        add(&mut reason, format!("{}: adopted", way.says()));
+    let mut said = choice.passed_over;
+    let mut attempts: Vec<_> = choice.attempts.into_iter().map(|a| (a.way, a.why)).collect();
+    if wish == XdpMode::Auto {
+        // What stands goes on, better or not: only its program is swapped, between two packets.
+        attempts.sort_by_key(|(way, _)| !target.pin(*way, TcAttachType::Ingress).exists());
     }
-    if ingress.is_none() {
-        for way in [Way::Native, Way::Generic, Way::TcIngress] {
-            remove(&target.pin(way))?;
-        }
-        for way in ways {
-            match fresh(bpf, target, *way) {
-                Ok(()) => {
-                    ingress = Some(*way);
-                    break;
-                }
-                Err(error) => add(&mut reason, format!("{}: {error}", way.says())),
-            }
-        }
-    }
-    let Some(ingress) = ingress else { return Err(target.error(reason)) };
-    kept.insert(target.pin(ingress));
+    let ingress = put(bpf, target, TcAttachType::Ingress, attempts, &mut said)?;
+    kept.insert(target.pin(ingress, TcAttachType::Ingress));
 
-    let egress_pin = target.pin(Way::Egress);
-    let tcx = if egress_pin.exists() && swap(bpf, target, Way::Egress).is_ok() {
-        Ok(())
-    } else {
-        remove(&egress_pin)?;
-        fresh(bpf, target, Way::Egress)
-    };
-    let egress = match tcx {
-        Ok(()) => {
-            kept.insert(egress_pin);
-            "tcx"
+    let ways: &[Way] = if wish == XdpMode::Clsact { &[Way::Clsact] } else { &[Way::Tcx, Way::Clsact] };
+    let attempts = ways.iter().map(|way| (*way, String::new())).collect();
+    let egress = put(bpf, target, TcAttachType::Egress, attempts, &mut said)?;
+    kept.insert(target.pin(egress, TcAttachType::Egress));
+
+    // Only now: while two programs see a packet it may be counted twice, while none does it may pass a fence.
+    for (way, hook) in WAYS {
+        let pin = target.pin(way, hook);
+        if !kept.contains(&pin) {
+            take_away(&pin)?;
         }
-        Err(error) => {
-            add(&mut reason, format!("tcx: {error}"));
-            clsact(load::classifier(bpf, EGRESS)?, target)?;
-            "clsact"
-        }
-    };
+    }
+    let kind = |way| if way == Way::Clsact { LinkKind::NetlinkFilter } else { LinkKind::BpfLink };
     Ok(Attachment {
         network: target.network,
         interface: target.interface.to_string(),
-        ingress: ingress.says().to_string(),
-        egress: egress.to_string(),
-        reason,
+        index: nic.index,
+        driver: nic.driver.clone(),
+        mtu: nic.mtu,
+        ingress: ingress.mode().to_string(),
+        ingress_link: kind(ingress),
+        egress: egress.hook().to_string(),
+        egress_link: kind(egress),
+        multi_buffer: choice::multi_buffer(ingress, nic.features),
+        reason: said.join("; "),
     })
 }
 
-fn add(reason: &mut String, more: String) {
-    if !reason.is_empty() {
-        reason.push_str("; ");
+/// Attaches a program by the first of `attempts` that works, and adds to `said` why.
+fn put(
+    bpf: &mut Ebpf,
+    target: &Target<'_>,
+    hook: TcAttachType,
+    attempts: Vec<(Way, String)>,
+    said: &mut Vec<String>,
+) -> Result<Way, SensorError> {
+    let direction = if hook == TcAttachType::Egress { "egress " } else { "" };
+    for (way, why) in attempts {
+        let pin = target.pin(way, hook);
+        let name = format!("{direction}{}", way.hook());
+        if pin.exists() {
+            match swap(bpf, target, way, hook) {
+                Ok(()) => {
+                    said.push(format!("{name}: adopted from an earlier agent"));
+                    return Ok(way);
+                }
+                Err(error) => said.push(format!("{name}: what stood could not be adopted: {error}")),
+            }
+            take_away(&pin)?;
+        }
+        match fresh(bpf, target, way, hook) {
+            Ok(()) => {
+                if !why.is_empty() {
+                    said.push(format!("{name}: {why}"));
+                }
+                return Ok(way);
+            }
+            Err(error) => {
+                // What failed half way, too.
+                take_away(&pin)?;
+                said.push(format!("{name}: {error}{}", lack(way)));
+            }
+        }
     }
-    reason.push_str(&more);
+    Err(target.error(said.join("; ")))
 }
 
-fn remove(path: &Path) -> Result<(), SensorError> {
-    match std::fs::remove_file(path) {
+/// What the running kernel is known to be without.
+fn lack(way: Way) -> &'static str {
+    match way {
+        Way::Tcx if KernelVersion::current().is_ok_and(|running| running < TCX_SINCE) => " (needs Linux 6.6)",
+        _ => "",
+    }
+}
+
+/// Takes away what a pin stands for, and the pin; neither needs to be there.
+pub(super) fn take_away(pin: &Path) -> Result<(), SensorError> {
+    if clsact::is_filter(pin) {
+        return if pin.exists() { clsact::take_away(pin) } else { Ok(()) };
+    }
+    match std::fs::remove_file(pin) {
         Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
             Err(SensorError::Io { what: "removing an old link", source })
         }
@@ -177,82 +242,78 @@ fn remove(path: &Path) -> Result<(), SensorError> {
     }
 }
 
-/// Puts our program into a pinned link, in place of the one that runs.
-fn swap(bpf: &mut Ebpf, target: &Target<'_>, way: Way) -> Result<(), SensorError> {
-    let old = FdLink::from(PinnedLink::from_pin(target.pin(way)).map_err(|e| target.error(e))?);
-    // The pin keeps the link: what the program holds may go when the agent does.
-    match way {
-        Way::Native | Way::Generic => {
-            let link = old.try_into().map_err(|e| target.error(e))?;
-            let program = load::xdp(bpf, INGRESS)?;
-            program.attach_to_link(link).map(drop)
-        }
-        Way::TcIngress | Way::Egress => {
-            let link = old.try_into().map_err(|e| target.error(e))?;
-            let name = if way == Way::Egress { EGRESS } else { INGRESS_TC };
-            let program = load::classifier(bpf, name)?;
-            program.attach_to_link(link).map(drop)
-        }
+/// The TC program of a direction.
+fn classifier_of(hook: TcAttachType) -> &'static str {
+    match hook {
+        TcAttachType::Egress => EGRESS,
+        _ => INGRESS_TC,
     }
-    .map_err(|e| target.error(explain(&e)))
 }
 
-fn fresh(bpf: &mut Ebpf, target: &Target<'_>, way: Way) -> Result<(), SensorError> {
-    let failed = |error: ProgramError| target.error(explain(&error));
+/// Puts our program in place of the one that runs.
+fn swap(bpf: &mut Ebpf, target: &Target<'_>, way: Way, hook: TcAttachType) -> Result<(), String> {
+    let pin = target.pin(way, hook);
+    if way == Way::Clsact {
+        let program = load::classifier(bpf, classifier_of(hook)).map_err(|e| e.to_string())?;
+        return clsact::replace(program, target.interface, hook, &pin).map_err(|e| explain(&e));
+    }
+    let old = FdLink::from(PinnedLink::from_pin(pin).map_err(|e| e.to_string())?);
+    // The pin keeps the link: what the program holds may go when the agent does.
+    let swapped = if way.is_xdp() {
+        let link = old.try_into().map_err(|e: aya::programs::links::LinkError| e.to_string())?;
+        load::xdp(bpf, INGRESS).map_err(|e| e.to_string())?.attach_to_link(link).map(drop)
+    } else {
+        let link = old.try_into().map_err(|e: aya::programs::links::LinkError| e.to_string())?;
+        load::classifier(bpf, classifier_of(hook)).map_err(|e| e.to_string())?.attach_to_link(link).map(drop)
+    };
+    swapped.map_err(|e| explain(&e))
+}
+
+fn fresh(bpf: &mut Ebpf, target: &Target<'_>, way: Way, hook: TcAttachType) -> Result<(), String> {
+    let pin = target.pin(way, hook);
     let link: FdLink = match way {
-        Way::Native | Way::Generic => {
-            let program = load::xdp(bpf, INGRESS)?;
-            let mode = match way {
-                Way::Native => aya::programs::xdp::XdpMode::Driver,
-                _ => aya::programs::xdp::XdpMode::Skb,
-            };
-            let id = program.attach_to_if_index(target.index, mode).map_err(failed)?;
-            let link = program.take_link(id).map_err(failed)?;
-            // aya falls back to netlink silently; that attachment cannot be pinned, so it is none for us.
-            link.try_into().map_err(|_| target.error("the driver takes no BPF link"))?
-        }
-        Way::TcIngress | Way::Egress => {
-            let (name, hook) = match way {
-                Way::Egress => (EGRESS, TcAttachType::Egress),
-                _ => (INGRESS_TC, TcAttachType::Ingress),
-            };
-            let program = load::classifier(bpf, name)?;
+        Way::Native | Way::Generic => fresh_xdp(bpf, target, way)?,
+        Way::Tcx => {
+            let program = load::classifier(bpf, classifier_of(hook)).map_err(|e| e.to_string())?;
             let options = TcAttachOptions::TcxOrder(LinkOrder::default());
-            let id = program.attach_with_options(target.interface, hook, options).map_err(failed)?;
-            let link = program.take_link(id).map_err(failed)?;
-            link.try_into().map_err(|_| target.error("not a BPF link"))?
+            let attached = program.attach_with_options(target.interface, hook, options);
+            let link = attached.and_then(|id| program.take_link(id)).map_err(|e| explain(&e))?;
+            link.try_into().map_err(|_| "not a BPF link".to_string())?
+        }
+        Way::Clsact => {
+            let program = load::classifier(bpf, classifier_of(hook)).map_err(|e| e.to_string())?;
+            return clsact::create(program, target.interface, hook, &pin).map_err(|e| explain(&e));
         }
     };
-    link.pin(target.pin(way)).map(drop).map_err(|e| target.error(e))
+    link.pin(pin).map(drop).map_err(|e| e.to_string())
 }
 
-/// Kernels before 6.6: a filter on clsact, replaced in place, which stays without any pin.
-fn clsact(program: &mut SchedClassifier, target: &Target<'_>) -> Result<(), SensorError> {
-    let failed = |error: ProgramError| target.error(explain(&error));
-    // Refused if it is there already, by us or by somebody else: both are fine.
-    let _ = tc::qdisc_add_clsact(target.interface);
-    let standing =
-        SchedClassifierLink::attached(target.interface, TcAttachType::Egress, PRIORITY, HANDLE, None)
-            .map_err(|e| target.error(e))?;
-    let id = match program.attach_to_link(standing) {
-        Ok(id) => id,
-        Err(_) => {
-            let options = NlOptions { priority: PRIORITY, handle: HANDLE, classid: None };
-            program
-                .attach_with_options(
-                    target.interface,
-                    TcAttachType::Egress,
-                    TcAttachOptions::Netlink(options),
-                )
-                .map_err(failed)?
-        }
+/// Native and generic XDP exclude each other: a link of ours in the other mode goes first, and takes its time.
+fn fresh_xdp(bpf: &mut Ebpf, target: &Target<'_>, way: Way) -> Result<FdLink, String> {
+    let mode = match way {
+        Way::Native => aya::programs::xdp::XdpMode::Driver,
+        _ => aya::programs::xdp::XdpMode::Skb,
     };
-    std::mem::forget(program.take_link(id).map_err(failed)?);
-    Ok(())
+    for other in [Way::Native, Way::Generic] {
+        take_away(&target.pin(other, TcAttachType::Ingress)).map_err(|e| e.to_string())?;
+    }
+    let until = Instant::now() + GONE_WITHIN;
+    // Looked at first: where links are unknown, aya would put its program over one that is there.
+    while look(target.interface).map_err(|e| e.to_string())?.xdp.iter().any(|id| *id != 0) {
+        if Instant::now() > until {
+            return Err("another XDP program is there and stays".into());
+        }
+        std::thread::sleep(LOOK_AGAIN);
+    }
+    let program = load::xdp(bpf, INGRESS).map_err(|e| e.to_string())?;
+    let id = program.attach_to_if_index(target.index, mode).map_err(|e| explain(&e))?;
+    let link = program.take_link(id).map_err(|e| explain(&e))?;
+    // aya falls back to netlink silently; that attachment cannot be pinned, so it is none for us.
+    link.try_into().map_err(|_| "the driver takes no BPF link".to_string())
 }
 
 /// The errno at the bottom says more than the call's name.
-fn explain(error: &ProgramError) -> String {
+pub(super) fn explain(error: &ProgramError) -> String {
     let mut text = error.to_string();
     let mut source = std::error::Error::source(error);
     while let Some(inner) = source {

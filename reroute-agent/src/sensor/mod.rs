@@ -5,12 +5,16 @@
 //! written from here: the `control` program does it, run on demand, atomically beside the packet path.
 
 mod attach;
+mod choice;
+mod clsact;
 mod error;
 mod events;
 mod load;
 mod raw;
 mod tables;
 
+pub use attach::survey;
+pub use choice::{Choice, MultiBuffer, choose};
 pub use error::SensorError;
 pub use events::Events;
 
@@ -23,6 +27,7 @@ use reroute_common::control::{Command, MAGIC, op, result};
 use reroute_common::flow::Flow;
 use reroute_common::table::{Client, Config, Server, mode, pin};
 use reroute_core::ids::{BootNs, Epoch, HostId, Incarnation, Network, ScvmId};
+use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
@@ -51,16 +56,34 @@ pub struct Registration {
 }
 
 /// How one interface is watched.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attachment {
     pub network: Network,
     pub interface: String,
+    pub index: u32,
+    /// `None`: it has none of its own.
+    pub driver: Option<String>,
+    /// Bytes, when the programs were attached.
+    pub mtu: u32,
     /// `xdp native`, `xdp generic` or `tc`.
     pub ingress: String,
+    pub ingress_link: LinkKind,
     /// `tcx` or `clsact`.
     pub egress: String,
-    /// Why these, and not better ones ("" if these are the best).
+    pub egress_link: LinkKind,
+    /// Whether frames of more than one buffer are seen whole.
+    pub multi_buffer: MultiBuffer,
+    /// Why these, and not others.
     pub reason: String,
+}
+
+/// What holds a program on an interface when no agent runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LinkKind {
+    #[serde(rename = "bpf link, pinned")]
+    BpfLink,
+    #[serde(rename = "netlink filter")]
+    NetlinkFilter,
 }
 
 /// What the kernel says of a client after a command: the word first, then the counts.
@@ -243,7 +266,7 @@ const BLANK: Command = Command {
 pub fn remove(bpf_dir: &Path) -> Result<(), SensorError> {
     let failed = |source| SensorError::Directory { dir: bpf_dir.to_path_buf(), source };
     for entry in std::fs::read_dir(bpf_dir).map_err(failed)? {
-        std::fs::remove_file(entry.map_err(failed)?.path()).map_err(failed)?;
+        attach::take_away(&entry.map_err(failed)?.path())?;
     }
     Ok(())
 }
