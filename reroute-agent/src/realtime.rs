@@ -11,6 +11,15 @@ const PRIORITY: i32 = 10;
 pub fn enter() -> anyhow::Result<()> {
     rustix::mm::mlockall(rustix::mm::MlockAllFlags::CURRENT | rustix::mm::MlockAllFlags::FUTURE)
         .context("cannot lock memory (needs CAP_IPC_LOCK or a higher memlock limit)")?;
+    become_fifo()
+}
+
+/// Whether a thread of this process may become SCHED_FIFO: tried on one that ends at once.
+pub fn allowed() -> anyhow::Result<()> {
+    std::thread::spawn(become_fifo).join().map_err(|_| anyhow::anyhow!("the thread has panicked"))?
+}
+
+fn become_fifo() -> anyhow::Result<()> {
     let param = libc::sched_param { sched_priority: PRIORITY };
     // SAFETY: `param` outlives the call; pid 0 is the calling thread.
     let rc = unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK, &param) };

@@ -1,10 +1,11 @@
-//! The operator's verbs: each asks an agent on this node by its Unix socket.
+//! The operator's verbs: each asks an agent on this node by its Unix socket. `doctor` works without one, too.
 
 pub mod bypass;
 pub mod flows;
 pub mod route;
 pub mod status;
 
+use crate::doctor;
 use std::path::PathBuf;
 
 /// What was asked for cannot be done as asked; nothing was changed. Exit code 2.
@@ -48,6 +49,15 @@ pub enum Verb {
         #[command(flatten)]
         common: Common,
     },
+    /// What is wrong with this node, for the roles of its configuration; changes nothing. Exit code 1: something
+    /// critical.
+    Doctor {
+        /// Configuration file (TOML).
+        #[arg(long, default_value = "/etc/reroute/agent.toml")]
+        config: PathBuf,
+        #[arg(long, value_enum, default_value_t)]
+        output: Output,
+    },
     /// On a host: the route to the service address.
     #[command(subcommand)]
     Route(RouteVerb),
@@ -70,6 +80,7 @@ pub fn run(verb: Verb) -> anyhow::Result<()> {
         Verb::Status(common) => status::run(common),
         Verb::Flows { common, watch } => flows::run(common, watch),
         Verb::Bypass { switch, common } => bypass::run(switch, common),
+        Verb::Doctor { config, output } => doctor::run(&config, output),
         Verb::Route(verb) => route::run(verb),
     }
 }

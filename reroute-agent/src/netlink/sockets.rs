@@ -52,6 +52,20 @@ pub fn count(filter: &Filter) -> io::Result<u32> {
     Ok(list(filter)?.len() as u32)
 }
 
+/// Whether this kernel destroys sockets: asked for one that cannot exist. Errors: EPERM without CAP_NET_ADMIN.
+pub fn can_destroy() -> io::Result<bool> {
+    let mut nobody = SocketId::new_v4();
+    // Any cookie; nothing has port 0.
+    nobody.cookie = [0xff; 8];
+    let message = SockDiagMessage::InetRequest(request(AF_INET, nobody));
+    match Connection::open(NETLINK_SOCK_DIAG)?.change(SockDiagDestroy::new(message), 0) {
+        Ok(()) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 /// Destroys what matches; the peer of an open connection gets a RST. Returns how many were destroyed. A socket
 /// that is gone before its turn is no error. Errors: EPERM without CAP_NET_ADMIN; EOPNOTSUPP when the kernel was
 /// built without CONFIG_INET_DIAG_DESTROY.

@@ -14,14 +14,14 @@ mod driver;
 mod effects;
 mod epoch_file;
 mod facts;
-mod listener;
+pub(crate) mod listener;
 mod metrics;
 mod null_rpc;
 mod operator;
 mod pidfd;
 pub mod report;
 mod run_delay;
-mod server_process;
+pub(crate) mod server_process;
 
 use crate::config::{AdmissionMode, Config, ns};
 use crate::journal::Journal;
@@ -75,7 +75,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
 }
 
 /// The pins must be on a bpffs: looked at before anything is made.
-fn check_bpffs(bpf_dir: &Path) -> anyhow::Result<()> {
+pub(crate) fn check_bpffs(bpf_dir: &Path) -> anyhow::Result<()> {
     const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
     let there = bpf_dir.ancestors().find(|dir| dir.exists()).unwrap_or(Path::new("/"));
     let found = rustix::fs::statfs(there).with_context(|| format!("cannot look at {}", there.display()))?;

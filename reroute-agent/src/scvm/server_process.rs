@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc::UnboundedSender;
@@ -61,6 +61,39 @@ fn start_ticks(pid: u32) -> Option<u64> {
     stat[stat.rfind(')')? + 1..].split_ascii_whitespace().nth(19)?.parse().ok()
 }
 
+/// Pid and start of the process that a pidfile names.
+fn read(pidfile: &Path) -> Result<(u32, u64), String> {
+    let shown = pidfile.display();
+    let text =
+        std::fs::read_to_string(pidfile).map_err(|e| format!("pidfile {shown} cannot be read: {e}"))?;
+    // A file being written is empty for a moment; it is read again soon.
+    let pid: u32 = text
+        .trim()
+        .parse()
+        .ok()
+        .filter(|pid| *pid > 0 && *pid < 1 << PID_BITS)
+        .ok_or_else(|| format!("pidfile {shown} holds no process id"))?;
+    let ticks = start_ticks(pid).ok_or_else(|| format!("pidfile {shown}: no process {pid} exists"))?;
+    Ok((pid, ticks))
+}
+
+/// Pid and name of the running process that a pidfile names. Errors: in words.
+pub fn find(pidfile: &Path) -> Result<(u32, String), String> {
+    let shown = pidfile.display();
+    let (pid, ticks) = read(pidfile)?;
+    if is_somebody_else(pidfile, ticks) {
+        return Err(format!("pidfile {shown} is older than process {pid}: it names a server that has gone"));
+    }
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let name = stat.find('(').zip(stat.rfind(')')).and_then(|(from, to)| stat.get(from + 1..to));
+    // Dead, and not collected by its parent yet.
+    let state = stat.rfind(')').and_then(|at| stat[at + 1..].split_ascii_whitespace().next());
+    match (name, state) {
+        (_, Some("Z" | "X") | None) => Err(format!("pidfile {shown}: process {pid} has terminated")),
+        (name, _) => Ok((pid, name.unwrap_or_default().to_string())),
+    }
+}
+
 impl Watcher {
     /// Exits are reported through `exits`, from a task on the current runtime.
     pub fn new(pidfile: PathBuf, exits: UnboundedSender<Input>) -> Watcher {
@@ -106,16 +139,7 @@ impl Watcher {
 
     fn look(&mut self) -> Result<Option<Input>, String> {
         let shown = self.pidfile.display().to_string();
-        let text = std::fs::read_to_string(&self.pidfile)
-            .map_err(|e| format!("pidfile {shown} cannot be read: {e}"))?;
-        // A file being written is empty for a moment; it is read again soon.
-        let pid: u32 = text
-            .trim()
-            .parse()
-            .ok()
-            .filter(|pid| *pid > 0 && *pid < 1 << PID_BITS)
-            .ok_or_else(|| format!("pidfile {shown} holds no process id"))?;
-        let ticks = start_ticks(pid).ok_or_else(|| format!("pidfile {shown}: no process {pid} exists"))?;
+        let (pid, ticks) = read(&self.pidfile)?;
         let incarnation = incarnation_of(pid, ticks);
         if self.ended.contains(&incarnation) {
             return Err(format!("pidfile {shown}: process {pid} has terminated"));

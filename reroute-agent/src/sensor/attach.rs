@@ -114,13 +114,13 @@ fn look(interface: &str) -> Result<Nic, SensorError> {
 }
 
 /// Ids of the programs that links pinned in `dir` run.
-fn programs_linked_from(dir: &Path) -> Vec<u32> {
+pub(super) fn programs_linked_from(dir: &Path) -> Vec<u32> {
     let links = read_dir(dir).unwrap_or_default().into_iter().filter(|path| is_link(path));
     let infos = links.filter_map(|path| FdLink::from(PinnedLink::from_pin(path).ok()?).info().ok());
     infos.map(|info| info.program_id()).collect()
 }
 
-fn name_of(program: u32) -> String {
+pub(super) fn name_of(program: u32) -> String {
     let found = loaded_programs().filter_map(Result::ok).find(|p| p.id() == program);
     match found.as_ref().and_then(|p| p.name_as_str()).filter(|name| !name.is_empty()) {
         Some(name) => format!("XDP program {name} (id {program})"),
@@ -128,7 +128,7 @@ fn name_of(program: u32) -> String {
     }
 }
 
-fn read_dir(dir: &Path) -> Result<Vec<PathBuf>, SensorError> {
+pub(super) fn read_dir(dir: &Path) -> Result<Vec<PathBuf>, SensorError> {
     let failed = |source| SensorError::Directory { dir: dir.to_path_buf(), source };
     std::fs::read_dir(dir).map_err(failed)?.map(|e| e.map(|e| e.path()).map_err(failed)).collect()
 }

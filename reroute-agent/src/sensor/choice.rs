@@ -98,6 +98,19 @@ pub struct Choice {
     pub passed_over: Vec<String>,
 }
 
+impl Choice {
+    /// Mode and hook of what is tried first, and everything that led there.
+    pub fn first(&self) -> (String, String) {
+        let Some(first) = self.attempts.first() else { return Default::default() };
+        let mode = match first.way {
+            Way::Tcx | Way::Clsact => format!("{} ({})", first.way.mode(), first.way.hook()),
+            xdp => xdp.mode().to_string(),
+        };
+        let why = [&self.passed_over[..], std::slice::from_ref(&first.why)].concat().join("; ");
+        (mode, why)
+    }
+}
+
 pub fn choose(wish: XdpMode, nic: &Facts) -> Choice {
     let mut choice = Choice { attempts: Vec::new(), passed_over: Vec::new() };
     let mut add = |way, why: &str| choice.attempts.push(Attempt { way, why: why.into() });

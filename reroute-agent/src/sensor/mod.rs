@@ -11,12 +11,14 @@ mod error;
 mod events;
 mod load;
 mod raw;
+mod strangers;
 mod tables;
 
 pub use attach::survey;
-pub use choice::{Choice, MultiBuffer, choose};
+pub use choice::{Choice, MultiBuffer, ONE_BUFFER_MTU};
 pub use error::SensorError;
 pub use events::Events;
+pub use strangers::strangers;
 
 use crate::config::{AdmissionMode, Timing, XdpMode};
 use aya::Ebpf;
