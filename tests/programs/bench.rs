@@ -7,7 +7,8 @@ use reroute_agent::config::{AdmissionMode, Timing, XdpMode};
 use reroute_agent::sensor::{Answer, Registration, Sensor, Settings};
 use reroute_common::table::{Client, Config, Interface, Server};
 use reroute_core::ids::{BootNs, Epoch, HostId, Network, ScvmId};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -205,4 +206,18 @@ pub fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
         assert!(Instant::now() < deadline, "{what}: not within 10 s");
         std::thread::sleep(Duration::from_millis(1));
     }
+}
+
+/// Segments that this end of a connection has sent again, as its kernel counts them.
+pub fn sent_again(socket: &TcpStream) -> u64 {
+    let mut info = std::mem::MaybeUninit::<libc::tcp_info>::zeroed();
+    let mut len = size_of::<libc::tcp_info>() as libc::socklen_t;
+    let to = info.as_mut_ptr().cast();
+    // SAFETY: the kernel writes at most `len` bytes; whatever it leaves is zero, and integers all of it.
+    let info = unsafe {
+        let rc = libc::getsockopt(socket.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, to, &mut len);
+        assert_eq!(rc, 0, "{}", std::io::Error::last_os_error());
+        info.assume_init()
+    };
+    info.tcpi_total_retrans.into()
 }
