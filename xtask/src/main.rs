@@ -1,8 +1,9 @@
-//! `cargo xtask`: set up, build, run the lab and the demo, test, fuzz.
+//! `cargo xtask`: set up, build, run the lab and the demo, test (on other kernels too), fuzz, measure.
 
 mod fuzz;
 mod setup;
 mod stages;
+mod vm;
 mod workspace;
 
 use clap::{Parser, Subcommand};
@@ -50,6 +51,12 @@ enum Verb {
         #[arg(long)]
         address: bool,
     },
+    /// Load the programs and run their tests on other kernels, in qemu; those of Debian are downloaded.
+    Vm {
+        /// Only this one; else both.
+        #[arg(long)]
+        kernel: Option<vm::Series>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -60,6 +67,7 @@ fn main() -> ExitCode {
         Verb::Demo { json } => demo(json),
         Verb::Test { long } => stages::run(long),
         Verb::Fuzz { target, seconds, address } => fuzz::run(target, seconds, address),
+        Verb::Vm { kernel } => vm::run(kernel),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -43,22 +43,14 @@ pub fn run() -> anyhow::Result<()> {
     }
     let mut commands = Vec::new();
     if !packages.is_empty() {
-        commands.push(format!(
-            "apt-get update && apt-get install --yes --no-install-recommends {}",
-            packages.join(" ")
-        ));
+        commands.push(install_command(&packages));
     }
     if linker {
         commands.push(format!("LLVM_PREFIX=/usr/lib/llvm-22 cargo {}", linker_arguments().join(" ")));
     }
     let commands = commands.join("\n  ");
     if !packages.is_empty() {
-        if !Path::new("/etc/debian_version").exists() {
-            bail!("this is no Debian; install by its means what these give there:\n  {commands}");
-        }
-        if !rustix::process::geteuid().is_root() {
-            bail!("something is missing; as root, run:\n  {commands}");
-        }
+        may_install(&commands)?;
         install_packages(&packages)?;
     }
     if linker {
@@ -66,6 +58,32 @@ pub fn run() -> anyhow::Result<()> {
     }
     println!("setup: done (eBPF by {})", compiler(nightly));
     Ok(())
+}
+
+fn install_command(packages: &[String]) -> String {
+    format!("apt-get update && apt-get install --yes --no-install-recommends {}", packages.join(" "))
+}
+
+/// Errors: where we cannot install anything, with what would have been run.
+fn may_install(commands: &str) -> anyhow::Result<()> {
+    if !Path::new("/etc/debian_version").exists() {
+        bail!("this is no Debian; install by its means what these give there:\n  {commands}");
+    }
+    if !rustix::process::geteuid().is_root() {
+        bail!("something is missing; as root, run:\n  {commands}");
+    }
+    Ok(())
+}
+
+/// Installs those of `packages` that are missing, for a verb that needs more than building and testing do. Errors: as
+/// those of [`run`].
+pub fn require(packages: &[&str]) -> anyhow::Result<()> {
+    let missing = missing_packages(packages)?;
+    if missing.is_empty() {
+        return Ok(());
+    }
+    may_install(&install_command(&missing))?;
+    install_packages(&missing)
 }
 
 fn compiler(nightly: bool) -> &'static str {
