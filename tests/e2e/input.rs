@@ -84,6 +84,9 @@ fn bad_configuration_is_named_and_changes_nothing() {
         ("10.10.85.21", "10.10.85.11", "claimed by both"),
         ("local_scvm = 1", "local_scvm = 7", "local_scvm"),
         ("[host]\nid = 1", "[host]\nid = 9", "host 9"),
+        ("[host]", "[timing]\nunanswered_floor_ms = 0\n[host]", "unanswered_floor_ms"),
+        ("[host]", "[timing]\nunanswered_ceiling_ms = 9\n[host]", "unanswered_ceiling_ms"),
+        ("[host]", "[timing]\nunanswered_ms = 2001\n[host]", "unanswered_ms"),
         ("[host]", "[scvm]", "scvm"),
     ];
     for (from, to, named) in cases {

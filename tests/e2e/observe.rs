@@ -3,7 +3,7 @@
 use crate::support::*;
 use lab::{Lab, Options, wait_for};
 
-fn metrics(lab: &Lab, node: &str) -> anyhow::Result<String> {
+pub fn metrics(lab: &Lab, node: &str) -> anyhow::Result<String> {
     let address = lab::topology::Node::parse(node).expect("node").management();
     let script = format!(
         "exec 3<>/dev/tcp/{address}/9480; printf 'GET /metrics HTTP/1.1\\r\\nHost: x\\r\\nConnection: close\\r\\n\\r\\n' >&3; cat <&3"
@@ -14,7 +14,7 @@ fn metrics(lab: &Lab, node: &str) -> anyhow::Result<String> {
 }
 
 /// The value of the first sample whose line starts with `name` and contains every one of `labels`.
-fn sample(text: &str, name: &str, labels: &[&str]) -> Option<f64> {
+pub fn sample(text: &str, name: &str, labels: &[&str]) -> Option<f64> {
     text.lines()
         .filter(|l| l.starts_with(name) && labels.iter().all(|x| l.contains(x)))
         .find_map(|l| l.rsplit(' ').next()?.parse().ok())

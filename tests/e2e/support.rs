@@ -71,6 +71,7 @@ pub fn assert_intact(writer: Writer) {
     let result = writer.stop().expect("the writer's result");
     assert_eq!(result.lost_writes, 0, "{result:#?}");
     assert_eq!(result.stale_writes, 0, "{result:#?}");
+    assert_eq!(result.bad_reads, 0, "{result:#?}");
 }
 
 /// Longest gap between completed writes since `from`, ms.

@@ -36,7 +36,8 @@ enum Verb {
     },
     /// Format, lints, unit tests, program tests, lab tests; ends with `N passed, N failed`.
     Test {
-        /// Draw 20,000 cases in each property test instead of 256, and 100,000 instead of 5,000 of calls and replies.
+        /// Draw 20,000 cases in each property test instead of 256, and 100,000 instead of 5,000 of calls and replies; restart
+        /// the agent 100 times instead of 30.
         #[arg(long)]
         long: bool,
     },

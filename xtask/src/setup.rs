@@ -17,6 +17,7 @@ const LAB: &[&str] = &[
     "nftables",
     "pkg-config",
     "rpcbind",
+    "tshark",
 ];
 /// A compiler with a prebuilt core for BPF, and what bpf-linker links to.
 const EBPF: &[&str] = &[

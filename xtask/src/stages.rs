@@ -96,6 +96,8 @@ fn run_stage(stage: &Stage, long: bool, counts: &mut Counts) -> anyhow::Result<b
     if long {
         // Property tests draw this many cases instead of 256; the matching of calls and replies five times as many.
         command.env("PROPTEST_CASES", "20000");
+        // ... and the agent is restarted this often instead of 30 times.
+        command.env("REROUTE_RESTARTS", "100");
     }
     let mut child = command.stdout(Stdio::piped()).spawn().context("cannot run cargo")?;
     if let Some(stdout) = child.stdout.take() {

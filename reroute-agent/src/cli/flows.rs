@@ -1,9 +1,11 @@
 //! `flows`: the SCVM's clients and connections.
 
 use super::{Common, Output};
+use crate::scvm::latency::Quantiles;
 use crate::scvm::report::{ClientLine, ConnectionLine, Flows};
 use crate::service;
 use axum::http::Method;
+use reroute_common::table::LATENCY_BUCKETS;
 use std::time::Duration;
 
 pub fn run(common: Common, watch: Option<u64>) -> anyhow::Result<()> {
@@ -35,13 +37,21 @@ fn render(flows: &Flows) -> String {
     out += "\n";
     out += &table(
         &[
-            "CLIENT", "EPOCH", "WORD", "SERVED", "CONNS", "READ", "WRITE", "META", "NULL", "WAITING",
-            "ORPHANS", "P50", "P99",
+            "CLIENT", "EPOCH", "WORD", "SERVED", "CONNS", "CALLS", "WAITING", "OLDEST", "LIMIT", "ORPHANS",
+            "P50", "P99", "P99.9",
         ],
         clients,
     );
+    let classes: Vec<_> = flows.clients.iter().flat_map(classes).collect();
+    if !classes.is_empty() {
+        out += "\n";
+        out += &table(&["CLIENT", "CLASS", "CALLS", "REPLIES", "P50", "P99", "P99.9"], classes);
+    }
     out += "\n";
-    let connections: Vec<_> = flows.connections.iter().map(connection).collect();
+    let mut connections: Vec<&ConnectionLine> = flows.connections.iter().collect();
+    // What waits longest is what one looks for.
+    connections.sort_by_key(|c| std::cmp::Reverse(c.oldest_call_ns));
+    let connections: Vec<_> = connections.into_iter().map(connection).collect();
     if connections.is_empty() {
         return out + "no connections\n";
     }
@@ -53,21 +63,49 @@ fn render(flows: &Flows) -> String {
 
 fn client(c: &ClientLine) -> Vec<String> {
     let served = if c.admitted { "yes" } else { "no" };
-    vec![
+    let mut cells = vec![
         c.host.clone(),
         c.epoch.to_string(),
         c.word.clone(),
         served.into(),
         c.connections.to_string(),
-        c.calls.read.to_string(),
-        c.calls.write.to_string(),
-        c.calls.metadata.to_string(),
-        c.calls.null.to_string(),
+        (c.calls.read + c.calls.write + c.calls.metadata + c.calls.null).to_string(),
         c.in_progress.to_string(),
+        c.oldest_call_ns.map_or("-".into(), duration),
+        duration(c.unanswered_limit_us * 1000),
         c.orphans.to_string(),
-        c.p50_ns.map_or("-".into(), |ns| format!("<{}", duration(ns))),
-        c.p99_ns.map_or("-".into(), |ns| format!("<{}", duration(ns))),
-    ]
+    ];
+    cells.extend(quantiles(&c.latency.all));
+    cells
+}
+
+/// A row for each class that was ever called.
+fn classes(c: &ClientLine) -> Vec<Vec<String>> {
+    let (calls, latency) = (&c.calls, &c.latency);
+    let all = [
+        ("read", calls.read, &latency.read),
+        ("write", calls.write, &latency.write),
+        ("metadata", calls.metadata, &latency.metadata),
+        ("null", calls.null, &latency.null),
+    ];
+    let called = all.into_iter().filter(|(_, calls, q)| *calls > 0 || q.replies > 0);
+    called
+        .map(|(class, calls, q)| {
+            let mut cells = vec![c.host.clone(), class.into(), calls.to_string(), q.replies.to_string()];
+            cells.extend(quantiles(q));
+            cells
+        })
+        .collect()
+}
+
+/// Upper bounds of log2 buckets; the last bucket has only a lower one.
+fn quantiles(q: &Quantiles) -> [String; 3] {
+    const LAST_US: u64 = 1 << (LATENCY_BUCKETS - 1);
+    [q.p50_us, q.p99_us, q.p999_us].map(|bound| match bound {
+        None => "-".into(),
+        Some(LAST_US) => format!(">={}", duration(LAST_US * 1000)),
+        Some(us) => format!("<{}", duration(us * 1000)),
+    })
 }
 
 fn connection(c: &ConnectionLine) -> Vec<String> {
@@ -118,7 +156,12 @@ fn table(heads: &[&str], rows: Vec<Vec<String>>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::scvm::latency::Latencies;
     use crate::scvm::report::{Classes, Orphaned};
+
+    fn quantile(p50_us: Option<u64>, p99_us: Option<u64>, p999_us: Option<u64>) -> Quantiles {
+        Quantiles { replies: 0, p50_us, p99_us, p999_us }
+    }
 
     #[test]
     fn a_stalled_connection_and_an_alarm_are_seen_at_a_glance() {
@@ -132,12 +175,20 @@ mod tests {
                 word: "admitted".into(),
                 admitted: true,
                 connections: 1,
-                calls: Classes { null: 1, read: 2, write: 1234, metadata: 4 },
+                calls: Classes { null: 0, read: 2, write: 1234, metadata: 4 },
                 in_progress: 3,
                 orphans: 0,
                 orphaned: Orphaned::default(),
+                oldest_call_ns: Some(61_000_000),
+                unanswered_limit_us: 10_000,
+                latency: Latencies {
+                    all: Quantiles { replies: 1236, ..quantile(Some(128), Some(65_536), Some(8_388_608)) },
+                    read: Quantiles { replies: 2, ..quantile(Some(128), Some(128), Some(128)) },
+                    write: Quantiles { replies: 1234, ..quantile(Some(128), Some(65_536), Some(8_388_608)) },
+                    ..Latencies::default()
+                },
                 p50_ns: Some(128_000),
-                p99_ns: None,
+                p99_ns: Some(65_536_000),
             }],
             connections: vec![ConnectionLine {
                 host: "host-1".into(),
@@ -158,10 +209,16 @@ mod tests {
         let fields = |line: &str| line.split_whitespace().map(str::to_string).collect::<Vec<_>>();
         assert_eq!(
             fields(lines[4]),
-            ["host-1", "5", "admitted", "yes", "1", "2", "1234", "4", "1", "3", "0", "<128us", "-"]
+            [
+                "host-1", "5", "admitted", "yes", "1", "1240", "3", "61.0ms", "10.0ms", "0", "<128us",
+                "<65.5ms", ">=8.4s"
+            ]
         );
+        assert_eq!(fields(lines[7]), ["host-1", "read", "2", "2", "<128us", "<128us", "<128us"]);
+        assert_eq!(fields(lines[8]), ["host-1", "write", "1234", "1234", "<128us", "<65.5ms", ">=8.4s"]);
+        assert_eq!(fields(lines[9]), ["host-1", "metadata", "4", "0", "-", "-", "-"], "no row for null");
         assert_eq!(
-            fields(lines[7]),
+            fields(lines[12]),
             [
                 "host-1",
                 "10.10.85.11:700",
@@ -175,6 +232,7 @@ mod tests {
             ]
         );
         let column = |line: &str| line.find("STALLED").or(line.find("STATE"));
-        assert_eq!(column(lines[6]), column(lines[7]), "columns stand under their heads");
+        assert!(lines.iter().all(|line| line.len() <= 120), "one screen:\n{text}");
+        assert_eq!(column(lines[11]), column(lines[12]), "columns stand under their heads");
     }
 }

@@ -52,11 +52,25 @@ impl Config {
             ("timing.silent_ms", t.silent_ms),
             ("timing.unanswered_ms", t.unanswered_ms),
             ("timing.unacked_ms", t.unacked_ms),
+            ("timing.unanswered_floor_ms", t.unanswered_floor_ms),
             ("timing.null_rpc_ms", t.null_rpc_ms),
         ] {
             if value == 0 {
                 return Err(self.bad(key, "must be more than 0"));
             }
+        }
+        let (floor, default, ceiling) = (t.unanswered_floor_ms, t.unanswered_ms, t.unanswered_ceiling_ms);
+        if ceiling < floor {
+            return Err(self.bad(
+                "timing.unanswered_ceiling_ms",
+                format!("{ceiling} ms is below timing.unanswered_floor_ms ({floor} ms)"),
+            ));
+        }
+        if !(floor..=ceiling).contains(&default) {
+            return Err(self.bad(
+                "timing.unanswered_ms",
+                format!("{default} ms is not between floor ({floor} ms) and ceiling ({ceiling} ms)"),
+            ));
         }
         for (key, lease, beat) in [
             ("timing.affirm_ms", t.affirm_ms, t.pulse_ms),

@@ -260,8 +260,12 @@ pub struct Timing {
     /// ... and for clients without an agent.
     pub session_no_agent_ms: u64,
     pub affirm_ms: u64,
-    /// A call older than this raises `unanswered`, where the client has no history of its own.
+    /// A call older than this raises `unanswered`, of a client whose own latency is not known yet.
     pub unanswered_ms: u64,
+    /// The limit that follows from a client's latency is never below this ...
+    pub unanswered_floor_ms: u64,
+    /// ... nor above this.
+    pub unanswered_ceiling_ms: u64,
     /// What was sent to a client and is not acknowledged for this long raises `unacked`.
     pub unacked_ms: u64,
     /// A server that has replied to anybody within this long is busy, not hung.
@@ -291,6 +295,8 @@ impl Default for Timing {
             affirm_ms: 100,
             unanswered_ms: 50,
             unacked_ms: 500,
+            unanswered_floor_ms: 10,
+            unanswered_ceiling_ms: 2000,
             silent_ms: 50,
             null_rpc_ms: 50,
             drain_ms: 20,

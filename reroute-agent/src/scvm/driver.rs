@@ -1,7 +1,7 @@
 //! The real-time thread: inputs in, effects out.
 
 use super::epoch_file::Publisher;
-use super::facts::{client_facts, server_facts, signal};
+use super::facts::{client_facts, latency, server_facts, signal};
 use super::listener::Listener;
 use super::metrics::Metrics;
 use super::null_rpc::Prober;
@@ -16,8 +16,10 @@ use crate::sensor::{self, Sensor};
 use crate::{clock, service};
 use anyhow::Context;
 use prometheus_client::registry::Registry;
+use reroute_common::table;
 use reroute_core::ids::*;
 use reroute_core::proto::{ClusterView, Order};
+use reroute_core::scvm::limits::{Bounds, Limits, SetLimit};
 use reroute_core::scvm::*;
 use reroute_core::timeline::Event;
 use std::collections::{BTreeMap, VecDeque};
@@ -31,6 +33,7 @@ use tokio::sync::mpsc;
 const TOUCH_NS: u64 = 10 * MS;
 const PIDFILE_NS: u64 = 20 * MS;
 const CLIENTS_NS: u64 = 50 * MS;
+const LIMITS_NS: u64 = 250 * MS;
 const SNAPSHOT_NS: u64 = 200 * MS;
 
 pub struct Start {
@@ -46,6 +49,7 @@ pub struct Start {
 
 pub(super) struct Driver {
     pub(super) machine: Scvm,
+    limits: Limits,
     pub(super) sensor: Sensor,
     pub(super) meta: MetaClient,
     pub(super) process: Watcher,
@@ -63,6 +67,7 @@ pub(super) struct Driver {
     touched: BootNs,
     polled: BootNs,
     clients_read: BootNs,
+    limited: BootNs,
     shown: BootNs,
     /// The last failure to read the kernel's state.
     sensor_fault: Option<String>,
@@ -108,12 +113,18 @@ pub async fn run(start: Start) -> anyhow::Result<()> {
     let router = operator::router(shared.clone(), requests);
     let _service = service::serve(&scvm.socket, scvm.metrics, Arc::new(registry), router)?;
 
+    let bounds = Bounds {
+        floor_ns: ns(config.timing.unanswered_floor_ms),
+        default_ns: ns(config.timing.unanswered_ms),
+        ceiling_ns: ns(config.timing.unanswered_ceiling_ms),
+    };
     let now = clock::now();
     let adopted =
         if sensor.adopted() { "programs, counters and admission of an earlier run" } else { "nothing" };
     journal.record(Event::Started { role: "scvm".into(), adopted: adopted.into() });
     let mut driver = Driver {
         machine: Scvm::new(settings, now),
+        limits: Limits::new(bounds),
         sensor,
         meta,
         process: Watcher::new(entry.server.pidfile.clone(), results.clone()),
@@ -130,6 +141,7 @@ pub async fn run(start: Start) -> anyhow::Result<()> {
         touched: BootNs(0),
         polled: BootNs(0),
         clients_read: BootNs(0),
+        limited: BootNs(0),
         shown: BootNs(0),
         sensor_fault: None,
     };
@@ -255,6 +267,21 @@ impl Driver {
         if let Some(clients) = self.note("reading the clients", read) {
             let facts = clients.iter().filter(|c| c.host != 0).map(client_facts).collect();
             self.machine.handle(Input::Clients(facts), clock::now());
+            if self.clients_read.since(self.limited) >= LIMITS_NS {
+                self.adapt(&clients);
+            }
+        }
+    }
+
+    /// Holds each client to a limit of its own.
+    fn adapt(&mut self, clients: &[table::Client]) {
+        self.limited = self.clients_read;
+        let latencies: Vec<_> = clients.iter().filter(|c| c.host != 0).map(latency).collect();
+        for SetLimit { host, limit_ns } in self.limits.handle(&latencies, self.limited) {
+            let set = self.sensor.set_unanswered_limit(host, limit_ns);
+            if self.note("setting the limit of a client", set).is_some() {
+                tracing::debug!(%host, limit_ns, "unanswered limit");
+            }
         }
     }
 

@@ -3,6 +3,7 @@
 use crate::sensor::{self, Sensor};
 use reroute_common::{event, table};
 use reroute_core::ids::*;
+use reroute_core::scvm::limits::Latency;
 use reroute_core::scvm::*;
 
 pub(super) fn outcome(result: Result<(), sensor::SensorError>) -> Outcome<()> {
@@ -35,6 +36,10 @@ pub(super) fn client_facts(client: &table::Client) -> ClientFacts {
         affirm_deadline: BootNs(client.affirm_deadline),
         connections: open_connections(client),
     }
+}
+
+pub(super) fn latency(client: &table::Client) -> Latency {
+    Latency { host: HostId(client.host), replies: client.latency, limit_ns: client.unanswered_limit_ns }
 }
 
 /// Connections now open, as counted (a reset one is not counted as closed).

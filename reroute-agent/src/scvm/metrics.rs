@@ -216,6 +216,20 @@ impl Metrics {
             now(|c| Word(c.word).epoch()),
         )?;
 
+        let limits = named.iter().map(|(name, c)| {
+            let limit = match c.unanswered_limit_ns {
+                0 => snapshot.config.unanswered_limit_ns,
+                own => own,
+            };
+            ([("host", name.as_str())], seconds(limit))
+        });
+        out.gauges(
+            "unanswered_limit",
+            "A call of this host older than this raises unanswered; it follows the host's latency",
+            Some(Unit::Seconds),
+            limits,
+        )?;
+
         let mut family = out.0.encode_descriptor(
             "reroute_rpc_latency",
             "Time from a call to its reply, seen in the kernel; the sum is estimated from the buckets",
@@ -351,6 +365,7 @@ mod tests {
             r#"reroute_rpc_latency_seconds_count{host="host-1",class="write"} 7"#,
             r#"reroute_stalls_total{signal="silent"} 2"#,
             r#"reroute_pulses_rejected_total{reason="mac"} 9"#,
+            r#"reroute_unanswered_limit_seconds{host="host-1"} 0.02"#,
             "reroute_bypass 0.0",
         ] {
             assert!(text.lines().any(|l| l == line), "{line}\nnot in\n{text}");

@@ -14,6 +14,7 @@ mod driver;
 mod effects;
 mod epoch_file;
 mod facts;
+pub mod latency;
 pub(crate) mod listener;
 mod metrics;
 mod null_rpc;

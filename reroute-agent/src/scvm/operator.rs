@@ -213,6 +213,7 @@ pub mod tests {
         one.word = Word::new(5, rank::ADMITTED).0;
         one.affirm_deadline = at.0 + 1_000_000_000;
         one.opened = 3;
+        one.unanswered_limit_ns = 20_000_000;
         one.closed = 1;
         one.rx_bytes = 4096;
         one.calls[class::WRITE as usize] = 7;
@@ -255,7 +256,7 @@ pub mod tests {
                 service_address: [0; 16],
                 service_port: 2049,
                 pulse_port: 7481,
-                unanswered_limit_ns: 0,
+                unanswered_limit_ns: 50_000_000,
                 unacked_limit_ns: 0,
                 affirm_ns: 0,
                 shield_ns: 0,
@@ -328,6 +329,14 @@ pub mod tests {
         assert_eq!((one.connections, one.calls.write), (2, 7));
         assert_eq!((one.p50_ns, one.p99_ns), (Some(16_000), Some(2_048_000)));
         assert_eq!(report.clients[0].p50_ns, None);
+        let (all, write) = (one.latency.all, one.latency.write);
+        assert_eq!((write.replies, write.p50_us, write.p999_us), (7, Some(16), Some(2048)));
+        assert_eq!((all, one.latency.read.p99_us), (write, None));
+        assert_eq!((one.unanswered_limit_us, report.clients[0].unanswered_limit_us), (20_000, 50_000));
+        assert_eq!(
+            (report.clients[0].oldest_call_ns, one.oldest_call_ns),
+            (None, report.connections[0].oldest_call_ns)
+        );
         let line = &report.connections[0];
         assert_eq!(line.remote.to_string(), "10.10.85.11:700");
         assert_eq!((line.network.as_str(), line.waiting, line.stalled), ("storage", 2, true));

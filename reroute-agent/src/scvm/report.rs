@@ -1,9 +1,10 @@
 //! `/v1/flows`: clients and connections, as JSON for the operator's verb.
 
+use super::latency::Latencies;
 use super::operator::Snapshot;
 use reroute_common::admission::Word;
 use reroute_common::flow::{Flow, call, raised, state};
-use reroute_common::table::{Client, LATENCY_BUCKETS, orphan};
+use reroute_common::table::orphan;
 use reroute_common::{class, network};
 use reroute_core::ids::{BootNs, HostId};
 use serde::{Deserialize, Serialize};
@@ -33,7 +34,12 @@ pub struct ClientLine {
     pub orphans: u32,
     /// What ever became an orphan here, by cause: for those who ask why a host stays.
     pub orphaned: Orphaned,
-    /// Upper bounds of the latency buckets that hold these quantiles, ns; `None` without replies.
+    /// The oldest call without a reply on any of its connections.
+    pub oldest_call_ns: Option<u64>,
+    /// A call older than this raises `unanswered`: it follows the client's latency.
+    pub unanswered_limit_us: u64,
+    pub latency: Latencies,
+    /// `latency.all`, ns.
     pub p50_ns: Option<u64>,
     pub p99_ns: Option<u64>,
 }
@@ -89,19 +95,6 @@ fn network_name(number: u32) -> &'static str {
     }
 }
 
-/// Upper bound of the bucket that holds quantile `q` of all classes, ns; the last bucket has only a lower one.
-fn quantile(client: &Client, q: f64) -> Option<u64> {
-    let count = |b: usize| client.latency.iter().map(|c| c[b]).sum::<u64>();
-    let total: u64 = (0..LATENCY_BUCKETS).map(count).sum();
-    let wanted = ((total as f64 * q).ceil() as u64).max(1);
-    let mut seen = 0;
-    (0..LATENCY_BUCKETS).find_map(|b| {
-        seen += count(b);
-        let last = b + 1 == LATENCY_BUCKETS;
-        (total > 0 && seen >= wanted).then(|| 1000 << if last { b } else { b + 1 })
-    })
-}
-
 fn address(bytes: [u8; 16], port: u16) -> SocketAddr {
     SocketAddr::new(IpAddr::V6(Ipv6Addr::from(bytes)).to_canonical(), port)
 }
@@ -126,6 +119,12 @@ pub fn flows(
             snapshot.server.session_deadline_no_agent
         };
         let calls = |class: u32| client.calls[class as usize];
+        let own = flows.iter().filter(|(host, _)| host.0 == client.host);
+        let latency = Latencies::of(client);
+        let limit_ns = match client.unanswered_limit_ns {
+            0 => snapshot.config.unanswered_limit_ns,
+            own => own,
+        };
         ClientLine {
             host: name(HostId(client.host)),
             epoch: word.epoch(),
@@ -147,8 +146,11 @@ pub fn flows(
                 ended: client.orphaned[orphan::ENDED],
                 untracked: client.orphaned[orphan::UNTRACKED],
             },
-            p50_ns: quantile(client, 0.5),
-            p99_ns: quantile(client, 0.99),
+            oldest_call_ns: own.filter_map(|(_, flow)| oldest_call(flow, now)).max(),
+            unanswered_limit_us: limit_ns / 1000,
+            p50_ns: latency.all.p50_us.map(|us| us * 1000),
+            p99_ns: latency.all.p99_us.map(|us| us * 1000),
+            latency,
         }
     });
     let shown = flows.iter().filter(|(_, flow)| matches!(flow.state, state::OPEN | state::CLOSED));

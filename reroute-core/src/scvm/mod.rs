@@ -7,6 +7,7 @@
 //! | [`admission`] | orders Prepare and Admit, the epoch file |
 //! | [`revoke`] | order Revoke: fence, drain, kill, proof |
 //! | [`outbox`] | answers to Meta, sent until taken in |
+//! | [`limits`] | how old a call may grow, per client: a machine of its own beside this one |
 //!
 //! The kernel's words only grow, whoever asks: what comes late or twice changes nothing there, and this machine
 //! takes the words it reads for the truth.
@@ -14,6 +15,7 @@
 pub mod admission;
 pub mod hung;
 pub mod io;
+pub mod limits;
 mod orders;
 pub mod outbox;
 pub mod revoke;

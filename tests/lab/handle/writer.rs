@@ -53,6 +53,12 @@ pub struct Report {
     pub lost_writes: u64,
     /// Overwritten by something older.
     pub stale_writes: u64,
+    /// READs that gave something else than what had been acknowledged.
+    #[serde(default)]
+    pub bad_reads: u64,
+    /// Connections after the first one.
+    #[serde(default)]
+    pub reconnects: u64,
     pub longest_gap_ns: u64,
     /// What was found where, in the writer's words.
     #[serde(default)]

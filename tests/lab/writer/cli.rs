@@ -26,13 +26,16 @@ pub struct Cli {
     /// FILE_SYNC writes outstanding at once.
     #[arg(long, default_value_t = 1)]
     pub outstanding: usize,
+    /// READs outstanding at once, of blocks that are not being written; each is checked.
+    #[arg(long, default_value_t = 0)]
+    pub reads: usize,
     /// Slots of the ring that is overwritten all the time.
     #[arg(long, default_value_t = 256)]
     pub hot_slots: usize,
     /// Size of the append file, bytes. Then each block is verified again and its place used anew.
     #[arg(long, default_value_t = 256 << 20)]
     pub max_bytes: u64,
-    /// Least time between two issued sync writes, µs; 0: as fast as it goes.
+    /// Least time between two issued sync writes, and between two READs, µs; 0: as fast as it goes.
     #[arg(long, default_value_t = 0)]
     pub interval_us: u64,
     /// Also UNSTABLE writes with COMMIT, and CREATE, RENAME, REMOVE.

@@ -1,7 +1,8 @@
 //! What was done and when: completion times in memory, and an optional log of every operation.
 //!
 //! The log is a sequence of 40-byte records, little endian: issued u64, completed u64 (CLOCK_BOOTTIME ns), sequence
-//! u64, offset u64 (bytes), kind u8 (1 append, 2 hot, 3 unstable write, 4 commit, 5 create, 6 rename, 7 remove),
+//! u64, offset u64 (bytes), kind u8 (1 append, 2 hot, 3 unstable write, 4 commit, 5 create, 6 rename, 7 remove,
+//! 8 read),
 //! tries u8 (255: that many or more), 6 bytes 0.
 
 use serde::Serialize;
@@ -20,6 +21,7 @@ pub enum Kind {
     Create = 5,
     Rename = 6,
     Remove = 7,
+    Read = 8,
 }
 
 /// One completed operation. Times in CLOCK_BOOTTIME ns.

@@ -10,6 +10,10 @@ use std::collections::BTreeMap;
 pub struct Counts {
     pub lost_writes: u64,
     pub stale_writes: u64,
+    /// READs that gave what must be there.
+    pub reads: u64,
+    /// READs that gave something older or else.
+    pub bad_reads: u64,
     /// Connections established after the first one.
     pub reconnects: u64,
     /// Connections that ended.
@@ -68,6 +72,7 @@ impl Report {
     pub fn damaged(&self) -> bool {
         self.counts.lost_writes > 0
             || self.counts.stale_writes > 0
+            || self.counts.bad_reads > 0
             || self.metadata.as_ref().is_some_and(|m| m.damage > 0)
     }
 }

@@ -107,6 +107,25 @@ impl Ring {
         Ok(findings)
     }
 
+    /// The first slot from `from` on that holds an acknowledged block and has no write outstanding, with that block's
+    /// sequence.
+    pub fn readable(&self, from: usize) -> Option<(usize, u64)> {
+        let count = self.slots.len();
+        let written = |s: &usize| !self.slots[*s].in_flight && self.slots[*s].acked > 0;
+        (from..from + count).map(|s| s % count).find(written).map(|s| (s, self.slots[s].acked))
+    }
+
+    /// Whether a READ of `slot` may give `bytes`: the block that was acknowledged when the READ was issued (`acked`), or
+    /// a later one, half written only if a write was issued meanwhile.
+    pub fn may_read(&self, slot: usize, acked: u64, bytes: &[u8]) -> bool {
+        let issued = self.slots[slot].issued;
+        match self.classify(slot, bytes) {
+            Found::Seq(seq) => (acked..=issued).contains(&seq),
+            Found::Torn => issued > acked,
+            Found::Foreign | Found::Empty => false,
+        }
+    }
+
     fn check(&mut self, slot: usize, at: u64, just_acknowledged: bool) -> std::io::Result<Option<Finding>> {
         let found = self.read(slot)?;
         let state = &mut self.slots[slot];
@@ -134,14 +153,18 @@ impl Ring {
                 n => have += n,
             }
         }
-        Ok(match block::decode(&bytes[..have]) {
+        Ok(self.classify(slot, &bytes[..have]))
+    }
+
+    fn classify(&self, slot: usize, bytes: &[u8]) -> Found {
+        match block::decode(bytes) {
             Ok(Header { writer, seq, offset }) if writer == self.writer && offset == Self::offset(slot) => {
                 Found::Seq(seq)
             }
             Ok(_) => Found::Foreign,
             Err(Damage::Empty) => Found::Empty,
             Err(Damage::Magic | Damage::Checksum) => Found::Torn,
-        })
+        }
     }
 }
 
@@ -219,6 +242,28 @@ mod tests {
         ring.begin(4, 0).unwrap().unwrap();
         apply(&ring, 0, 1);
         assert_eq!(ring.acknowledged(0, 0).unwrap().unwrap().kind, Kind::Stale);
+    }
+
+    #[test]
+    fn a_read_gives_the_acknowledged_block_or_a_later_one() {
+        let block = |seq| encode(Header { writer: 9, seq, offset: 0 });
+        let mut ring = ring(4);
+        assert_eq!(ring.readable(0), None);
+        ring.begin(5, 0).unwrap().unwrap();
+        assert_eq!(ring.readable(0), None, "outstanding");
+        apply(&ring, 0, 5);
+        ring.acknowledged(0, 1).unwrap();
+        assert_eq!(ring.readable(3), Some((0, 5)));
+        assert!(ring.may_read(0, 5, &block(5)));
+        let torn = [block(5)[..2048].to_vec(), block(6)[2048..].to_vec()].concat();
+        for bad in [block(4), block(6), torn.clone(), vec![0; 4096], Vec::new()] {
+            assert!(!ring.may_read(0, 5, &bad));
+        }
+        // Slots 1 to 3, then 0 again: now a later block, or a mix of both, is right as well.
+        (6..10).for_each(|seq| drop(ring.begin(seq, 2).unwrap().unwrap()));
+        assert!(
+            ring.may_read(0, 5, &block(9)) && ring.may_read(0, 5, &torn) && !ring.may_read(0, 5, &block(4))
+        );
     }
 
     #[test]

@@ -8,12 +8,12 @@ use crate::metadata::{self, Lane};
 use crate::record::{Kind, Record, Recorder};
 use crate::report::{Counts, Report};
 use crate::ring::{Finding, Ring};
-use crate::session::{self, RECONNECT_PAUSE, timespec};
+use crate::session::{self, RECONNECT_PAUSE, open, poll_all};
 use anyhow::{Context, bail};
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags};
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// After an answer that is an error, or a call that was lost.
@@ -25,6 +25,8 @@ const IDLE: Duration = Duration::from_millis(100);
 enum Target {
     Append(usize),
     Hot(usize),
+    /// Of a slot of the hot ring, with the sequence that was acknowledged there.
+    Read(usize, u64),
     Metadata,
 }
 
@@ -55,6 +57,8 @@ pub struct Writer {
     seq: u64,
     last_issue: u64,
     hot_turn: bool,
+    next_read: usize,
+    last_read: u64,
     recorder: Recorder,
     counts: Counts,
     findings: Vec<Finding>,
@@ -114,6 +118,8 @@ impl Writer {
             seq: 0,
             last_issue: 0,
             hot_turn: false,
+            next_read: 0,
+            last_read: 0,
             recorder: Recorder::new(log),
             counts: Counts::default(),
             findings: Vec::new(),
@@ -186,6 +192,7 @@ impl Writer {
             self.issue(op, target, kind, seq, offset)?;
             if hot { hots += 1 } else { appends += 1 }
         }
+        self.read()?;
         if !self.flights.values().any(|f| f.target == Target::Metadata)
             && let Some(lane) = &mut self.metadata
         {
@@ -195,6 +202,23 @@ impl Writer {
             }
             self.found(finding);
             self.issue(call.op, Target::Metadata, call.kind, call.seq, call.offset)?;
+        }
+        Ok(())
+    }
+
+    /// Keeps the READs outstanding.
+    fn read(&mut self) -> anyhow::Result<()> {
+        let mut outstanding = self.flights.values().filter(|f| f.kind == Kind::Read).count();
+        while outstanding < self.cli.reads
+            && now().saturating_sub(self.last_read) >= self.cli.interval_us * 1000
+        {
+            let Some((slot, acked)) = self.hot.1.readable(self.next_read) else { break };
+            self.next_read = slot + 1;
+            self.last_read = now();
+            let offset = Ring::offset(slot);
+            let op = Op::Read { file: self.hot.0.clone(), offset, count: block::SIZE as u32 };
+            self.issue(op, Target::Read(slot, acked), Kind::Read, acked, offset)?;
+            outstanding += 1;
         }
         Ok(())
     }
@@ -258,7 +282,8 @@ impl Writer {
         let at = now();
         let mut timeout = paused.unwrap_or(IDLE).min(IDLE);
         if self.cli.interval_us > 0 {
-            let next = (self.last_issue + self.cli.interval_us * 1000).saturating_sub(at);
+            let last = if self.cli.reads > 0 { self.last_issue.min(self.last_read) } else { self.last_issue };
+            let next = (last + self.cli.interval_us * 1000).saturating_sub(at);
             timeout = timeout.min(Duration::from_nanos(next.max(20_000)));
         }
         if let Some(retry) = self.flights.values().filter_map(|f| f.retry_at).min() {
@@ -288,6 +313,15 @@ impl Writer {
                     None => (true, Vec::new()),
                 }
             }
+            Target::Read(slot, acked) => match reply {
+                Reply::Data(bytes) => {
+                    let good = self.hot.1.may_read(slot, acked, bytes);
+                    self.counts.reads += u64::from(good);
+                    self.counts.bad_reads += u64::from(!good);
+                    (true, Vec::new())
+                }
+                _ => (false, Vec::new()),
+            },
             Target::Append(slot) | Target::Hot(slot) => {
                 let ring = if matches!(flight.target, Target::Hot(_)) {
                     &mut self.hot.1
@@ -384,20 +418,4 @@ impl Writer {
             findings: self.findings.clone(),
         }
     }
-}
-
-fn poll_all(fds: &mut [PollFd<'_>], timeout: Duration) -> anyhow::Result<()> {
-    match poll(fds, Some(&timespec(timeout))) {
-        Ok(_) | Err(rustix::io::Errno::INTR) => {}
-        Err(why) => return Err(why).context("poll"),
-    }
-    if let Some(wake) = fds.last().filter(|f| f.revents().contains(PollFlags::IN)) {
-        let _ = rustix::io::read(wake, &mut [0; 8]);
-    }
-    Ok(())
-}
-
-fn open(path: &Path) -> anyhow::Result<File> {
-    File::open(path)
-        .with_context(|| format!("{} is not there: is --backing the exported directory?", path.display()))
 }

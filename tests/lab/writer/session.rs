@@ -4,6 +4,8 @@ use crate::libnfs::{Client, Error, Handle, NFS3ERR_EXIST, Op, Reply};
 use anyhow::{Context, bail};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::ffi::CString;
+use std::fs::File;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// Least time between two connection attempts. libnfs itself has none: against a port that refuses it would take a
@@ -85,4 +87,22 @@ fn make(client: &mut Client, dir: &Handle, name: &str, op: Op, deadline: Instant
         Reply::Found(handle) => Ok(handle),
         other => bail!("looking up {name:?} was answered with {other:?}"),
     }
+}
+
+/// Polls; the last descriptor is the one that wakes, and is emptied.
+pub fn poll_all(fds: &mut [PollFd<'_>], timeout: Duration) -> anyhow::Result<()> {
+    match poll(fds, Some(&timespec(timeout))) {
+        Ok(_) | Err(rustix::io::Errno::INTR) => {}
+        Err(why) => return Err(why).context("poll"),
+    }
+    if let Some(wake) = fds.last().filter(|f| f.revents().contains(PollFlags::IN)) {
+        let _ = rustix::io::read(wake, &mut [0; 8]);
+    }
+    Ok(())
+}
+
+/// Opens the local side of an exported file.
+pub fn open(path: &Path) -> anyhow::Result<File> {
+    File::open(path)
+        .with_context(|| format!("{} is not there: is --backing the exported directory?", path.display()))
 }

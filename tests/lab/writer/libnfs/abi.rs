@@ -48,6 +48,20 @@ pub struct CommitRes {
     pub verifier: [u8; 8],
 }
 #[repr(C)]
+pub struct ReadArgs {
+    pub file: Fh,
+    pub offset: u64,
+    pub count: u32,
+}
+#[repr(C)]
+pub struct ReadRes {
+    pub status: u32,
+    pub attributes: [u64; 12],
+    pub count: u32,
+    pub eof: u32,
+    pub data: Fh,
+}
+#[repr(C)]
 pub struct LookupRes {
     pub status: u32,
     pub object: Fh,
@@ -79,6 +93,7 @@ pub struct RenameArgs {
 // The sizes of libnfs-raw-nfs.h on a 64-bit machine.
 const _: () = {
     assert!(size_of::<WriteArgs>() == 48 && size_of::<WriteRes>() == 152);
+    assert!(size_of::<ReadArgs>() == 32 && size_of::<ReadRes>() == 128);
     assert!(size_of::<CommitArgs>() == 32 && size_of::<CommitRes>() == 144);
     assert!(size_of::<CreateArgs>() == 96 && size_of::<MkdirArgs>() == 88);
     assert!(size_of::<RenameArgs>() == 48 && size_of::<DirOp>() == 24 && size_of::<Sattr>() == 64);
@@ -106,6 +121,12 @@ unsafe extern "C" {
         rpc: *mut c_void,
         cb: Callback,
         args: *const WriteArgs,
+        private: *mut c_void,
+    ) -> c_int;
+    pub fn rpc_nfs3_read_async(
+        rpc: *mut c_void,
+        cb: Callback,
+        args: *const ReadArgs,
         private: *mut c_void,
     ) -> c_int;
     pub fn rpc_nfs3_commit_async(

@@ -38,6 +38,11 @@ pub enum Op {
         data: Vec<u8>,
         stable: u32,
     },
+    Read {
+        file: Handle,
+        offset: u64,
+        count: u32,
+    },
     Commit {
         file: Handle,
     },
@@ -75,6 +80,7 @@ pub enum Reply {
     Committed {
         verifier: [u8; 8],
     },
+    Data(Vec<u8>),
     Found(Handle),
     Done,
     /// The server answered with this `nfsstat3`.
@@ -198,6 +204,10 @@ impl Client {
                     };
                     rpc_nfs3_write_async(rpc, on_reply, &args, private)
                 }
+                Op::Read { file, offset, count } => {
+                    let args = ReadArgs { file: fh(file), offset: *offset, count: *count };
+                    rpc_nfs3_read_async(rpc, on_reply, &args, private)
+                }
                 Op::Commit { file } => {
                     let args = CommitArgs { file: fh(file), offset: 0, count: 0 };
                     rpc_nfs3_commit_async(rpc, on_reply, &args, private)
@@ -274,6 +284,10 @@ unsafe fn result(op: &Op, data: *mut c_void) -> Reply {
             // SAFETY: a WRITE3res with status OK.
             let res = unsafe { &*data.cast::<WriteRes>() };
             Reply::Written { count: res.count, committed: res.committed, verifier: res.verifier }
+        }
+        Op::Read { .. } => {
+            // SAFETY: a READ3res with status OK; its data is a counted string like a handle.
+            Reply::Data(unsafe { copy_handle(&(*data.cast::<ReadRes>()).data) }.0)
         }
         Op::Commit { .. } => {
             // SAFETY: a COMMIT3res with status OK.
