@@ -125,7 +125,7 @@ fn compare(class: &str, shown: &Quantiles, times: &[u64], whole: bool) {
     let found = times.len() as u64;
     println!("{class}: flows {} replies, tshark {found}", shown.replies);
     if whole {
-        // tshark gives up on a record here and there whose segments were sent twice; it finds none that is not there.
+        // Of one record in a thousand tshark shows neither call nor reply; it shows none that was not there.
         assert!(
             (shown.replies * 99 / 100..=shown.replies).contains(&found),
             "{class}: {} {found}",

@@ -31,6 +31,15 @@ struct Segments {
     sent: u64,
 }
 
+/// Segments that TCP sent again, at both ends; and the duplicates that the receivers reported back (DSACK): what had come
+/// the first time too. On a crowded machine TCP is impatient, and several per second are sent twice for nothing. That
+/// nothing was lost the equal counts of segments show; this is beside them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Again {
+    sent: u64,
+    needless: u64,
+}
+
 /// Counted with the writer frozen and everything answered.
 #[derive(Clone, Debug)]
 struct Counts {
@@ -41,7 +50,7 @@ struct Counts {
     server: Segments,
     /// By TCP at host1.
     client: Segments,
-    retransmitted: u64,
+    again: Again,
     calls: u64,
     replies: u64,
     /// Everything that must not grow.
@@ -65,8 +74,8 @@ fn of_programs(text: &str) -> Segments {
     Segments { received: way("receive"), sent: way("transmit") }
 }
 
-/// TCP's own counts of the connections that `filter` names: segments, and those sent again.
-fn tcp(lab: &Lab, node: &str, filter: &[&str]) -> (Segments, u64) {
+/// TCP's own counts of the connections that `filter` names.
+fn tcp(lab: &Lab, node: &str, filter: &[&str]) -> (Segments, Again) {
     let argv =
         [["ss", "--tcp", "--info", "--numeric", "--no-header", "--oneline"].as_slice(), filter].concat();
     let out = lab.exec(node, &argv).expect("ss");
@@ -77,7 +86,8 @@ fn tcp(lab: &Lab, node: &str, filter: &[&str]) -> (Segments, u64) {
         value.rsplit('/').next()?.parse::<u64>().ok()
     };
     let total = |name: &str| text.lines().filter_map(|l| field(l, name)).sum::<u64>();
-    (Segments { received: total("segs_in:"), sent: total("segs_out:") }, total("retrans:"))
+    let again = Again { sent: total("retrans:"), needless: total("dsack_dups:") };
+    (Segments { received: total("segs_in:"), sent: total("segs_out:") }, again)
 }
 
 /// Freezes the writer, waits until everything is answered and counted, reads, and lets it go on.
@@ -87,10 +97,12 @@ fn counts(lab: &Lab, writer: &Writer) -> Counts {
         let text = counters(lab)?;
         let (server, again) = tcp(lab, "scvm1", &["src", "192.168.33.2:2049", "dst", "10.10.85.11"]);
         let (client, again_too) = tcp(lab, "host1", &["dst", "192.168.33.2:2049"]);
-        anyhow::Ok((text, server, client, again + again_too))
+        let again =
+            Again { sent: again.sent + again_too.sent, needless: again.needless + again_too.needless };
+        anyhow::Ok((text, server, client, again))
     };
     let mut before = None;
-    let (text, server, client, retransmitted) = wait_for("quiet", SOON, || {
+    let (text, server, client, again) = wait_for("quiet", SOON, || {
         let now = read()?;
         let standing = (of_programs(&now.0), now.1, now.2);
         let waiting = sample(&now.0, "reroute_calls_in_progress", &["\"host1\""]);
@@ -120,7 +132,7 @@ fn counts(lab: &Lab, writer: &Writer) -> Counts {
         programs: of_programs(&text),
         server,
         client,
-        retransmitted,
+        again,
         calls: sum(&text, "reroute_rpc_calls_total", &["\"host1\""]),
         replies: sum(&text, "reroute_rpc_replies_total", &["\"host1\""]),
         losses: losses.collect(),
@@ -128,17 +140,20 @@ fn counts(lab: &Lab, writer: &Writer) -> Counts {
     }
 }
 
-/// What lies between two counts, and that nothing of it was lost. Gives the segments sent again.
+/// What lies between two counts, and that nothing of it was lost. Gives the segments sent again for want
+/// of the first.
 fn compare(what: &str, from: &Counts, to: &Counts) -> u64 {
     let since =
         |a: Segments, b: Segments| Segments { received: b.received - a.received, sent: b.sent - a.sent };
     let programs = since(from.programs, to.programs);
     let (server, client) = (since(from.server, to.server), since(from.client, to.client));
-    let again = to.retransmitted - from.retransmitted;
+    let again = to.again.sent - from.again.sent;
+    let needless = to.again.needless - from.again.needless;
     let seconds = to.at.since(from.at) as f64 / 1e9;
     println!(
         "{what}: {seconds:.1} s, {} calls, {} replies; segments in: {} sent by host1, {} counted, {} taken in by the \
-         server; out: {} sent, {} counted, {} taken in; {again} sent again; {:.0} ticks/s",
+         server; out: {} sent, {} counted, {} taken in; {again} sent again, {needless} reported \
+         as duplicates; {:.0} ticks/s",
         to.calls - from.calls,
         to.replies - from.replies,
         client.sent,
@@ -158,7 +173,7 @@ fn compare(what: &str, from: &Counts, to: &Counts) -> u64 {
     assert_eq!(to.calls - from.calls, to.replies - from.replies, "{what}: all answered, all seen");
     assert!(to.calls - from.calls > 100, "{what}: traffic");
     assert_eq!(from.losses, to.losses, "{what}");
-    again
+    again.saturating_sub(needless)
 }
 
 /// Links at scvm1's interfaces: link id -> program id, out of the kernel.
@@ -286,12 +301,10 @@ fn restarts_and_upgrades_are_not_noticed() {
     let worst = sample(&metrics(&lab, "scvm1").expect("metrics"), "reroute_kernel_tick_gap_worst", &[]);
     println!("worst gap between two ticks, s: {worst_before:?} before, {worst:?} with the restarts");
     println!("longest gap between two completed writes: {gap:.1} ms");
-    // Nothing is sent again for what was lost, as the segments show; what load makes TCP send twice is in the baseline,
-    // some five per second here, and differs from one second to the next.
     let ratio = end.at.since(begin.at).div_ceil(begin.at.since(start.at).max(1));
     assert!(
-        again <= 2 * (again_before + 5) * ratio,
-        "{again} segments sent again, {again_before} in the baseline"
+        again <= (again_before + 1) * ratio,
+        "{again} segments had to be sent again, {again_before} in the baseline"
     );
 
     lab.wait_healthy(HEALTHY).expect("healthy");
