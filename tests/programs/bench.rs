@@ -184,6 +184,17 @@ impl Bench {
         self.egress.test_run(options).unwrap().return_value
     }
 
+    /// What egress says to a super-packet that stands for `segments` of `size` payload bytes.
+    pub fn tx_super(&self, frame: &[u8], segments: usize, size: usize) -> u32 {
+        // struct __sk_buff; all else must be 0.
+        let mut context = [0; 192];
+        context[164..168].copy_from_slice(&(segments as u32).to_ne_bytes());
+        context[176..180].copy_from_slice(&(size as u32).to_ne_bytes());
+        let options =
+            TestRunOptions { data_in: Some(frame), ctx_in: Some(&context), ..TestRunOptions::new() };
+        self.egress.test_run(options).unwrap().return_value
+    }
+
     pub fn client(&self, host: HostId) -> Client {
         self.sensor.clients().unwrap().into_iter().find(|c| c.host == host.0).unwrap()
     }

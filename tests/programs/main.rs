@@ -5,6 +5,7 @@
 mod admission;
 mod attaching;
 mod bench;
+mod captures;
 mod counting;
 mod foreign;
 mod frames;
