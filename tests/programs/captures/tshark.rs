@@ -92,8 +92,8 @@ pub enum Message {
     Reply { xid: u32 },
 }
 
-/// Times without effect on what is counted here: addresses as numbers, no fragments put together (a fragment is a
-/// frame of its own), streams put together whatever the order of segments.
+/// Fragments stay as they are (each is a frame of its own); streams are put together whatever the order of their segments;
+/// RPC is told by its looks, not by what else may use the client's port.
 const OPTIONS: &[&str] = &[
     "ip.defragment:FALSE",
     "ipv6.defragment:FALSE",
@@ -101,7 +101,7 @@ const OPTIONS: &[&str] = &[
     "tcp.relative_sequence_numbers:FALSE",
     "tcp.desegment_tcp_streams:TRUE",
     "tcp.reassemble_out_of_order:TRUE",
-    "tcp.no_subdissector_on_error:TRUE",
+    "tcp.try_heuristic_first:TRUE",
     "rpc.desegment_rpc_over_tcp:TRUE",
     "rpc.defragment_rpc_over_tcp:TRUE",
     "rpc.find_fragment_start:FALSE",
