@@ -23,7 +23,9 @@
 //!   on the same connection is the same call.
 //! - **replies**: those that answer a call still waiting on their connection, in that call's class, counted as soon as XID and
 //!   type have left.
-//! - **foreign**: every other frame that came in.
+//! - Every other frame is foreign: it counts nowhere.
+//!
+//! The programs run in shadow mode: they drop nothing, whatever a frame looks like.
 
 mod cases;
 mod compare;
