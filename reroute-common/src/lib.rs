@@ -8,6 +8,7 @@ pub mod admission;
 pub mod control;
 pub mod event;
 pub mod flow;
+pub mod measure;
 pub mod pulse;
 pub mod siphash;
 pub mod table;

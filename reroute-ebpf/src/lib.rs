@@ -18,6 +18,7 @@ pub mod ingress;
 pub mod kernel;
 pub mod listener;
 pub mod maps;
+pub mod measure;
 pub mod packet;
 pub mod parse;
 pub mod pulse;

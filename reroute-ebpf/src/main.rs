@@ -14,7 +14,7 @@ mod programs {
     use reroute_common::control::Command;
     use reroute_ebpf::cell::Shared;
     use reroute_ebpf::kernel::{SkbPacket, XdpPacket};
-    use reroute_ebpf::{Verdict, control as commands, egress as out, ingress as into};
+    use reroute_ebpf::{Verdict, control as commands, egress as out, ingress as into, measure};
 
     #[xdp(frags)]
     pub fn ingress(ctx: XdpContext) -> u32 {
@@ -66,6 +66,59 @@ mod programs {
     /// Lets everything through: what the other end of a veth pair needs for replies sent by XDP to arrive.
     #[xdp]
     pub fn pass(_ctx: XdpContext) -> u32 {
+        xdp_action::XDP_PASS
+    }
+
+    /// Like [`ingress`], run by the benchmark alone: of the next frame each time.
+    #[xdp(frags)]
+    pub fn measure_ingress(ctx: XdpContext) -> u32 {
+        let packet = XdpPacket { md: ctx.ctx };
+        if !measure::packet(packet, ctx.data(), ctx.data_end()) {
+            return xdp_action::XDP_ABORTED;
+        }
+        match into::ingress(packet, packet.interface()) {
+            Verdict::Pass => xdp_action::XDP_PASS,
+            Verdict::Drop => xdp_action::XDP_DROP,
+            Verdict::Reflect => xdp_action::XDP_TX,
+        }
+    }
+
+    /// What that costs without the judging.
+    #[xdp(frags)]
+    pub fn measure_ingress_base(ctx: XdpContext) -> u32 {
+        let packet = XdpPacket { md: ctx.ctx };
+        match measure::packet(packet, ctx.data(), ctx.data_end()) {
+            true => xdp_action::XDP_PASS,
+            false => xdp_action::XDP_ABORTED,
+        }
+    }
+
+    /// Like [`egress`], run by the benchmark alone: of the next frame each time.
+    #[classifier]
+    pub fn measure_egress(ctx: TcContext) -> i32 {
+        if !measure::segment(ctx.data(), ctx.data_end()) {
+            return TC_ACT_SHOT as i32;
+        }
+        let packet = SkbPacket { skb: ctx.skb.skb };
+        match out::egress(packet, packet.interface()) {
+            Verdict::Pass | Verdict::Reflect => TC_ACT_OK as i32,
+            Verdict::Drop => TC_ACT_SHOT as i32,
+        }
+    }
+
+    /// What that costs without the judging.
+    #[classifier]
+    pub fn measure_egress_base(ctx: TcContext) -> i32 {
+        match measure::segment(ctx.data(), ctx.data_end()) {
+            true => TC_ACT_OK as i32,
+            false => TC_ACT_SHOT as i32,
+        }
+    }
+
+    /// One look of the timer at all lines, run by the benchmark alone.
+    #[xdp]
+    pub fn measure_scan(_ctx: XdpContext) -> u32 {
+        measure::scan();
         xdp_action::XDP_PASS
     }
 

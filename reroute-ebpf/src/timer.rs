@@ -72,8 +72,9 @@ unsafe extern "C" fn tick(_map: *mut c_void, _key: *mut c_void, value: *mut c_vo
     0
 }
 
+/// Looks at every line with calls waiting; tells what has changed.
 #[inline(always)]
-fn judge(config: Shared<Config>, server: Shared<Server>, now: u64, rebased_at: u64) {
+pub fn judge(config: Shared<Config>, server: Shared<Server>, now: u64, rebased_at: u64) {
     let mut scan = Scan {
         now,
         rebased_at,

@@ -1,5 +1,6 @@
 //! `cargo xtask`: set up, build, run the lab and the demo, test (on other kernels too), fuzz, measure.
 
+mod bench;
 mod fuzz;
 mod setup;
 mod stages;
@@ -11,7 +12,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 #[derive(Parser)]
-#[command(name = "cargo xtask", about = "Set up, build, run the lab and the demo, test, fuzz")]
+#[command(name = "cargo xtask", about = "Set up, build, run the lab and the demo, test, fuzz, measure")]
 struct Cli {
     #[command(subcommand)]
     verb: Verb,
@@ -58,6 +59,11 @@ enum Verb {
         #[arg(long)]
         kernel: Option<vm::Series>,
     },
+    /// Measure: `cargo xtask bench sensor`.
+    Bench {
+        #[command(subcommand)]
+        what: bench::Bench,
+    },
 }
 
 fn main() -> ExitCode {
@@ -69,6 +75,7 @@ fn main() -> ExitCode {
         Verb::Test { long } => stages::run(long),
         Verb::Fuzz { target, seconds, address } => fuzz::run(target, seconds, address),
         Verb::Vm { kernel } => vm::run(kernel),
+        Verb::Bench { what } => bench::run(what),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

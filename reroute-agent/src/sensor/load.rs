@@ -8,7 +8,7 @@ use reroute_common::flow::{Flow, MAX_FLOWS, MAX_PIECES, Piece};
 use reroute_common::table::{AddressKey, Client, Config, MAX_CLIENTS, Server, pin};
 use std::path::Path;
 
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/reroute-ebpf.o"));
+pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/reroute-ebpf.o"));
 
 /// Verbosity of the programs themselves, for those who debug them: error, warn, info, debug or trace. Read when the
 /// programs are loaded; unset, what they would log is cut out by the verifier.

@@ -264,6 +264,11 @@ const BLANK: Command = Command {
     orphans: 0,
 };
 
+/// The programs as built for the kernel (ELF), for those who run one of them by themselves.
+pub fn object() -> &'static [u8] {
+    load::OBJECT
+}
+
 /// Takes everything out of the kernel that `bpf_dir` holds there: programs, counters, admission.
 pub fn remove(bpf_dir: &Path) -> Result<(), SensorError> {
     let failed = |source| SensorError::Directory { dir: bpf_dir.to_path_buf(), source };

@@ -1,0 +1,177 @@
+//! With and without the programs, in turns in one run: NFS operations per second, and TCP bytes of NFS writes.
+//!
+//! On a veth pair a native XDP program costs something by itself: the kernel copies what it would otherwise hand over, and a real
+//! NIC's driver does not. So a third state, a program that passes everything, says how much of the loss is that.
+
+mod traffic;
+
+use crate::programs::{Programs, admit, settings};
+use crate::report::Report;
+use crate::space::{Space, Wire};
+use crate::stats::{round, spread};
+use anyhow::Context;
+use aya::programs::tc::SchedClassifierLinkId;
+use aya::programs::tc::TcAttachOptions;
+use aya::programs::xdp::{XdpLinkId, XdpMode as Driver};
+use aya::programs::{LinkOrder, TcAttachType};
+use reroute_agent::config::XdpMode;
+use reroute_agent::sensor::Sensor;
+use reroute_common::table::mode;
+use serde_json::{Value, json};
+use std::time::{Duration, Instant};
+use traffic::{Bulk, Nfs, Traffic};
+
+/// What is attached to the server's interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Nothing,
+    Pass,
+    Programs,
+    /// Ingress by TC, where no XDP program changes the way of a packet.
+    ByTc,
+}
+const STATES: [State; 4] = [State::Nothing, State::Programs, State::ByTc, State::Pass];
+
+struct Switch {
+    programs: Programs,
+    xdp: Option<(&'static str, XdpLinkId)>,
+    tc: Vec<(&'static str, SchedClassifierLinkId)>,
+}
+
+impl Switch {
+    fn set(&mut self, state: State) -> anyhow::Result<()> {
+        if let Some((name, link)) = self.xdp.take() {
+            self.programs.xdp(name)?.detach(link)?;
+        }
+        for (name, link) in std::mem::take(&mut self.tc) {
+            self.programs.classifier(name)?.detach(link)?;
+        }
+        let native = match state {
+            State::Pass => Some("pass"),
+            State::Programs => Some("ingress"),
+            _ => None,
+        };
+        if let Some(name) = native {
+            let link = self.programs.xdp(name)?.attach("s0", Driver::Driver).context("attaching to s0")?;
+            self.xdp = Some((name, link));
+        }
+        let by_tc: &[_] = match state {
+            State::Programs => &[("egress", TcAttachType::Egress)],
+            State::ByTc => &[("egress", TcAttachType::Egress), ("ingress_tc", TcAttachType::Ingress)],
+            _ => &[],
+        };
+        for (name, way) in by_tc {
+            let options = TcAttachOptions::TcxOrder(LinkOrder::default());
+            let link = self.programs.classifier(name)?.attach_with_options("s0", *way, options)?;
+            self.tc.push((name, link));
+        }
+        Ok(())
+    }
+}
+
+pub fn run(space: &Space, quick: bool, report: &mut Report) -> anyhow::Result<()> {
+    let (pairs, slice) = if quick { (3, 300) } else { (16, 700) };
+    let slice = Duration::from_millis(slice);
+    let wire = Wire::new()?;
+    let dir = space.pins("throughput");
+    let mut sensor = Sensor::start(settings(dir.clone(), "s0", XdpMode::Auto))?;
+    admit(&sensor)?;
+    sensor.set_mode(mode::ENFORCE)?;
+    let [attached] = sensor.attachments() else { anyhow::bail!("not attached to one interface") };
+    let mode = format!("{}, {}", attached.ingress, attached.egress);
+    // Its tables stay; attached and detached are they below.
+    for entry in std::fs::read_dir(&dir)? {
+        let path = entry?.path();
+        if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("link_")) {
+            std::fs::remove_file(path)?;
+        }
+    }
+    let names = ["ingress", "ingress_tc", "egress", "pass"];
+    let mut switch = Switch { programs: Programs::load(&dir, &names)?, xdp: None, tc: Vec::new() };
+
+    println!("throughput: medians of {pairs} slices of {slice:?} in each state, in turns ({mode})");
+    let nfs =
+        ratios(&mut switch, &mut Nfs::start(space, &wire)?, &sensor, pairs, slice, "operations/s", 1.0)?;
+    let tcp = ratios(&mut switch, &mut Bulk::start(&wire)?, &sensor, pairs, slice, "MB/s", 1e6)?;
+    switch.set(State::Nothing)?;
+    report.set("nfs_ops_ratio", nfs["ratio"].clone());
+    report.set("tcp_throughput_ratio", tcp["ratio"].clone());
+    report.set("nfs_ops", nfs);
+    report.set("tcp_throughput", tcp);
+    report.set("mode", json!(mode));
+    report.part(
+        "throughput",
+        json!({
+            "slices": pairs, "slice_ms": slice.as_millis() as u64, "quick": quick, "admission": "enforce",
+            "link": "veth pair between two namespaces, MTU 1500",
+        }),
+    );
+    Ok(())
+}
+
+fn ratios(
+    switch: &mut Switch,
+    traffic: &mut dyn Traffic,
+    sensor: &Sensor,
+    pairs: usize,
+    slice: Duration,
+    unit: &str,
+    scale: f64,
+) -> anyhow::Result<Value> {
+    let mut rates = [const { Vec::<f64>::new() }; STATES.len()];
+    let mut seen = 0;
+    for round in 0..pairs {
+        for turn in 0..STATES.len() {
+            // Each state comes after each other one, early and late.
+            let which = if round % 2 == 0 { turn } else { STATES.len() - 1 - turn };
+            let which = (which + round / 2) % STATES.len();
+            switch.set(STATES[which])?;
+            let before = packets(sensor)?;
+            // What was under way when the state changed is none of its own.
+            std::thread::sleep(Duration::from_millis(100));
+            let (from, start) = (traffic.done()?, Instant::now());
+            std::thread::sleep(slice);
+            let done = traffic.done()? - from;
+            rates[which].push(done as f64 / start.elapsed().as_secs_f64() / scale);
+            let counted = packets(sensor)? - before;
+            let attached = matches!(STATES[which], State::Programs | State::ByTc);
+            anyhow::ensure!(done > 0, "{:?}: nothing was done in a slice", STATES[which]);
+            anyhow::ensure!((counted > 0) == attached, "{:?}: {counted} packets were counted", STATES[which]);
+            seen += counted;
+        }
+    }
+    let of = |state: State| {
+        let index = STATES.iter().position(|s| *s == state).unwrap_or_default();
+        spread(&rates[index])
+    };
+    let (nothing, on, by_tc, pass) =
+        (of(State::Nothing), of(State::Programs), of(State::ByTc), of(State::Pass));
+    // Of neighbours in time: what the machine does besides strikes both.
+    let each: Vec<f64> = rates[1].iter().zip(&rates[0]).map(|(on, off)| on / off).collect();
+    let each = spread(&each);
+    let ratio = on.p50 / nothing.p50;
+    println!(
+        "  {:9} ratio {:.3} (of pairs: median {:.3}, p25 {:.3}, p75 {:.3}); over a program that passes all {:.3}; by TC {:.3}",
+        traffic.name(),
+        ratio,
+        each.p50,
+        each.p25,
+        each.p75,
+        on.p50 / pass.p50,
+        by_tc.p50 / nothing.p50,
+    );
+    println!(
+        "            {unit}: without {:.0} ({:.0}-{:.0}), with {:.0} ({:.0}-{:.0}), a program that passes all {:.0}, by TC {:.0}",
+        nothing.p50, nothing.min, nothing.max, on.p50, on.min, on.max, pass.p50, by_tc.p50
+    );
+    Ok(json!({
+        "ratio": round(ratio, 4), "ratio_of_pairs": each.json(4), "unit": unit,
+        "ratio_over_pass": round(on.p50 / pass.p50, 4), "ratio_by_tc": round(by_tc.p50 / nothing.p50, 4),
+        "without": nothing.json(1), "with": on.json(1), "pass": pass.json(1), "by_tc": by_tc.json(1),
+        "packets_seen": seen, "what": traffic.what(),
+    }))
+}
+
+fn packets(sensor: &Sensor) -> anyhow::Result<u64> {
+    Ok(sensor.clients()?.iter().map(|c| c.rx_packets + c.tx_packets).sum())
+}

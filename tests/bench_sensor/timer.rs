@@ -1,0 +1,124 @@
+//! What a tick of the timer costs, by connections in the table and how many of them wait.
+//!
+//! The measuring program does what the timer's callback does, but for starting the timer again. It is run once per millisecond, as the
+//! timer would be, with whatever else the machine does in between; and many times in a row, with hot caches. All calls that wait are over
+//! their limit: then every line with a call is looked into on every tick, which is the most there is to do.
+
+use crate::frames::*;
+use crate::programs::{Bench, Hook};
+use crate::report::Report;
+use crate::space::Space;
+use crate::stats::{round, spread};
+use anyhow::ensure;
+use reroute_agent::config::Timing;
+use serde_json::{Map, json};
+use std::time::Duration;
+
+const TICK_NS: f64 = 1e6;
+
+struct Table {
+    name: &'static str,
+    flows: usize,
+    waiting: usize,
+}
+
+const TABLES: [Table; 4] = [
+    Table { name: "16", flows: 16, waiting: 16 },
+    Table { name: "512", flows: 512, waiting: 500 },
+    Table { name: "10000", flows: 10_000, waiting: 500 },
+    Table { name: "10000_all", flows: 10_000, waiting: 10_000 },
+];
+
+/// Opens connections, by frames through ingress, until the table has `flows` of them; a call on every so-maniest.
+fn fill(bench: &mut Bench, table: &Table) -> anyhow::Result<(usize, usize)> {
+    let mut port = 1_u16;
+    let mut open = 0;
+    while open < table.flows {
+        // One that finds its set full is not in the table: look how many are.
+        for _ in 0..table.flows - open {
+            let mut c = Connection::new(port);
+            bench.pass(Hook::Ingress, &c.up(c.client_seq, SYN, &[]))?;
+            c.client_seq += 1;
+            ensure!(port < u16::MAX, "{} connections do not fit into the table", table.flows);
+            port += 1;
+        }
+        open = bench.sensor.flows()?.len();
+    }
+    let flows = bench.sensor.flows()?;
+    // Spread evenly over the lines.
+    let (mut waiting, mut due) = (0, 0);
+    for (_, flow) in &flows {
+        due += table.waiting;
+        if due >= flows.len() {
+            due -= flows.len();
+            let mut c = Connection::new(flow.key.remote_port);
+            c.client_seq += 1;
+            bench.pass(Hook::Ingress, &c.send(&call(1)))?;
+            waiting += 1;
+        }
+    }
+    Ok((flows.len(), waiting))
+}
+
+fn call(xid: u32) -> Vec<u8> {
+    let mut call = call_head(xid, READ, 64);
+    call.resize(call.len() + 64, 0);
+    call
+}
+
+pub fn run(space: &Space, quick: bool, report: &mut Report) -> anyhow::Result<()> {
+    let ticks = if quick { 100 } else { 1000 };
+    let (mut percent, mut details) = (Map::new(), Map::new());
+    println!("timer, percent of a core: median of {ticks} ticks (and of ticks in a row, with hot caches)");
+    for table in &TABLES {
+        // The real timer stands aside: one tick a minute.
+        let timing = Timing { timer_us: 60_000_000, ..Timing::default() };
+        let mut bench = Bench::new(space, &format!("timer{}", table.name), timing.clone())?;
+        let (flows, waiting) = fill(&mut bench, table)?;
+        std::thread::sleep(Duration::from_millis(timing.unanswered_ms + 10));
+        // Every stall is told once, here.
+        bench.scan(1)?;
+        let server = bench.sensor.server()?;
+        ensure!(
+            (server.waiting as usize, server.stalled_flows as usize) == (waiting, waiting),
+            "{waiting} calls wait, the timer saw {} and {} stalled connections",
+            server.waiting,
+            server.stalled_flows
+        );
+        let mut paced = Vec::new();
+        let mut hot = Vec::new();
+        for _ in 0..ticks {
+            std::thread::sleep(Duration::from_millis(1));
+            paced.push(bench.scan(1)?);
+        }
+        for _ in 0..ticks / 10 {
+            hot.push(bench.scan(20)?);
+        }
+        let (paced, hot) = (spread(&paced), spread(&hot));
+        let share = |ns: f64| round(100.0 * ns / TICK_NS, 3);
+        println!(
+            "  {:10} {:7.3}  hot {:7.3}   one tick: median {:.1} µs, min {:.1} µs, p99 {:.1} µs ({flows} connections, {waiting} waiting)",
+            table.name,
+            share(paced.p50),
+            share(hot.p50),
+            paced.p50 / 1e3,
+            paced.min / 1e3,
+            paced.p99 / 1e3
+        );
+        percent.insert(table.name.into(), json!(share(paced.p50)));
+        details.insert(
+            table.name.into(),
+            json!({
+                "flows": flows, "waiting": waiting, "tick_ns": paced.json(0), "tick_ns_hot": hot.json(0),
+                "hot_percent": share(hot.p50),
+            }),
+        );
+    }
+    report.set("timer_core_percent", json!(percent));
+    report.set("timer_spread", json!(details));
+    report.part(
+        "timer",
+        json!({ "ticks": ticks, "period_ms": 1, "calls": "all over their limit", "quick": quick }),
+    );
+    Ok(())
+}
