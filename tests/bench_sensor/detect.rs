@@ -52,6 +52,7 @@ pub fn run(space: &Space, quick: bool, report: &mut Report) -> anyhow::Result<bo
         }
     }
     report.set("detect_ms", Value::Object(rows));
+    report.set("mode", json!(world.attached()));
     report.part(
         "detect",
         json!({

@@ -20,6 +20,11 @@ pub trait Traffic {
     fn what(&self) -> &'static str;
     /// How much was done so far.
     fn done(&mut self) -> anyhow::Result<u64>;
+    /// Waits until it goes on.
+    fn flows(&mut self) -> anyhow::Result<()> {
+        let from = self.done()?;
+        wait("traffic", || Ok((self.done()? > from).then_some(())))
+    }
 }
 
 /// The lab's server and its writer.
