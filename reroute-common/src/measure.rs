@@ -33,9 +33,11 @@ pub struct Plan {
     pub sequence: u32,
     pub acknowledgment: u32,
     pub port: u32,
+    /// Ages that the timer finds count from here at most, boot ns.
+    pub since: u64,
     /// A pulse's key, and its frame behind [`PAD`] bytes.
     pub key: [u64; 2],
     pub frame: [u64; PULSE_AT + pulse::LEN / 8],
 }
-const _: () = assert!(size_of::<Plan>() == 32 + PAD + HEADERS + pulse::LEN);
+const _: () = assert!(size_of::<Plan>() == 40 + PAD + HEADERS + pulse::LEN);
 crate::pod!(Plan);

@@ -98,7 +98,8 @@ pub fn packet(packet: XdpPacket, start: usize, end: usize) -> bool {
 /// What the timer does in a tick but for its own bookkeeping.
 #[inline(always)]
 pub fn scan() {
-    if let (Some(config), Some(server)) = (maps::config(), maps::server()) {
-        timer::judge(config, server, kernel::now(), 0);
+    if let (Some(config), Some(server), Some(plan)) = (maps::config(), maps::server(), plan()) {
+        // From a map, as in the callback: a constant would be followed by the verifier through all that comes after.
+        timer::judge(config, server, kernel::now(), plan.since);
     }
 }

@@ -13,7 +13,7 @@ use reroute_common::measure::Plan;
 use reroute_common::table::Client;
 use reroute_core::ids::{BootNs, Epoch, HostId, Network, ScvmId};
 use rustix::time::{ClockId, clock_gettime};
-use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 
 pub const HOST: HostId = HostId(1);
@@ -22,13 +22,13 @@ pub const BOOT: u64 = 0x7777;
 pub const KEY: [u64; 2] = [0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210];
 const HOUR: u64 = 3_600_000_000_000;
 
-pub fn settings(dir: PathBuf, interface: &str, xdp: XdpMode) -> Settings {
-    Settings {
+pub fn settings(dir: PathBuf, interface: &str, xdp: XdpMode) -> anyhow::Result<Settings> {
+    Ok(Settings {
         bpf_dir: dir,
         scvm: SCVM,
         scvm_boot: BOOT,
         mode: AdmissionMode::Enforce,
-        service: SocketAddrV4::new(Ipv4Addr::from(SERVICE), PORT),
+        service: format!("{}:{PORT}", Ipv4Addr::from(SERVICE)).parse()?,
         timing: Timing::default(),
         interfaces: vec![(Network::Storage, interface.into())],
         clients: vec![Registration {
@@ -42,7 +42,7 @@ pub fn settings(dir: PathBuf, interface: &str, xdp: XdpMode) -> Settings {
             has_agent: true,
         }],
         xdp,
-    }
+    })
 }
 
 /// The one host is admitted at epoch 1 for hours.
@@ -73,6 +73,12 @@ pub struct Programs {
 impl Programs {
     /// Loads `names`. `dir`: where the sensor's maps are pinned.
     pub fn load(dir: &Path, names: &[&'static str]) -> anyhow::Result<Programs> {
+        // The verifier's log costs more than its verdict: it is asked for only when there is something to read.
+        Programs::load_with(dir, names, VerifierLogLevel::DISABLE)
+            .or_else(|_| Programs::load_with(dir, names, VerifierLogLevel::default()))
+    }
+
+    fn load_with(dir: &Path, names: &[&'static str], log: VerifierLogLevel) -> anyhow::Result<Programs> {
         let mut pins = Vec::new();
         for entry in std::fs::read_dir(dir)? {
             let name = entry?.file_name().to_string_lossy().into_owned();
@@ -81,7 +87,7 @@ impl Programs {
             }
         }
         let mut loader = EbpfLoader::new();
-        loader.verifier_log_level(VerifierLogLevel::DISABLE);
+        loader.verifier_log_level(log);
         for name in &pins {
             loader.map_pin_path(name.as_str(), dir.join(name));
         }
@@ -136,7 +142,7 @@ const MEASURING: [&str; 5] =
 impl Bench {
     pub fn new(space: &Space, name: &str, timing: Timing) -> anyhow::Result<Bench> {
         let dir = space.pins(name);
-        let sensor = Sensor::start(Settings { timing, ..settings(dir.clone(), "lo", XdpMode::Generic) })?;
+        let sensor = Sensor::start(Settings { timing, ..settings(dir.clone(), "lo", XdpMode::Generic)? })?;
         admit(&sensor)?;
         let mut programs = Programs::load(&dir, &[&[INGRESS, EGRESS], &MEASURING[..]].concat())?;
         // A program that is attached nowhere is put into the kernel's XDP dispatcher for each test run, and taken out again:

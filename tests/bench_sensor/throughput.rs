@@ -73,11 +73,11 @@ impl Switch {
 }
 
 pub fn run(space: &Space, quick: bool, report: &mut Report) -> anyhow::Result<()> {
-    let (pairs, slice) = if quick { (3, 300) } else { (16, 700) };
+    let (pairs, slice) = if quick { (4, 250) } else { (40, 250) };
     let slice = Duration::from_millis(slice);
     let wire = Wire::new()?;
     let dir = space.pins("throughput");
-    let mut sensor = Sensor::start(settings(dir.clone(), "s0", XdpMode::Auto))?;
+    let mut sensor = Sensor::start(settings(dir.clone(), "s0", XdpMode::Auto)?)?;
     admit(&sensor)?;
     sensor.set_mode(mode::ENFORCE)?;
     let [attached] = sensor.attachments() else { anyhow::bail!("not attached to one interface") };

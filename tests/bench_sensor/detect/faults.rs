@@ -68,16 +68,21 @@ const RETRANSMIT: u32 = 11;
 const ZERO_WINDOW: u32 = 13;
 const RESET: u32 = 15;
 
+/// Of events that are about no connection in particular.
+const NO_LINE: u32 = u32::MAX;
+
 fn told(event: &Event, stamp: u64) -> Told {
     Told { took: event.at as i64 - stamp as i64, limit: event.limit }
 }
 
 fn hang(world: &mut World, name: &str, wanted: u32) -> anyhow::Result<Told> {
     let mut pair = world.connect()?;
+    let line = world.line_of(&pair)?;
     let call = pair.next_call();
     let stamp = now().0;
     pair.client.write_all(&call)?;
-    let event = world.event(name, |e| e.kind == wanted && e.at >= stamp);
+    let event =
+        world.event(name, |e| e.kind == wanted && e.at >= stamp && (e.flow == line || e.flow == NO_LINE));
     pair.take()?;
     let reply = pair.reply();
     pair.server.write_all(&reply)?;
@@ -124,6 +129,7 @@ impl Drop for Hole {
 
 fn unacked(world: &mut World) -> anyhow::Result<Told> {
     let mut pair = world.connect()?;
+    let line = world.line_of(&pair)?;
     let call = pair.next_call();
     pair.client.write_all(&call)?;
     pair.take()?;
@@ -131,7 +137,7 @@ fn unacked(world: &mut World) -> anyhow::Result<Told> {
     let hole = Hole::dig(world)?;
     let stamp = now().0;
     pair.server.write_all(&reply)?;
-    let event = world.event("unacked", |e| e.kind == UNACKED && e.at >= stamp);
+    let event = world.event("unacked", |e| e.kind == UNACKED && e.flow == line && e.at >= stamp);
     drop(hole);
     pair.abort()?;
     Ok(told(&event?, stamp))
@@ -139,12 +145,13 @@ fn unacked(world: &mut World) -> anyhow::Result<Told> {
 
 fn retransmit(world: &mut World) -> anyhow::Result<Told> {
     let mut pair = world.connect()?;
+    let line = world.line_of(&pair)?;
     let tap = Tap::open(&world.wire.client, "c0")?;
     pair.exchange()?;
     let frame = tap.data_of(pair.client_port()?)?;
     let stamp = now().0;
     tap.send(&frame)?;
-    let event = world.event("retransmit", |e| e.kind == RETRANSMIT && e.at >= stamp);
+    let event = world.event("retransmit", |e| e.kind == RETRANSMIT && e.flow == line && e.at >= stamp);
     pair.exchange()?;
     pair.abort()?;
     Ok(told(&event?, stamp))
@@ -152,13 +159,14 @@ fn retransmit(world: &mut World) -> anyhow::Result<Told> {
 
 fn zero_window(world: &mut World) -> anyhow::Result<Told> {
     let mut pair = world.connect()?;
+    let line = world.line_of(&pair)?;
     let tap = Tap::open(&world.wire.client, "c0")?;
     pair.client.set_nonblocking(true)?;
     let begun = now().0;
     let block = vec![0x5a; 1 << 16];
     pair.client.write_all(&crate::frames::call_head(u32::MAX, crate::frames::WRITE, 1 << 24))?;
     while !matches!(pair.client.write(&block), Err(e) if e.kind() == ErrorKind::WouldBlock) {}
-    let event = world.event("zero_window", |e| e.kind == ZERO_WINDOW && e.at >= begun);
+    let event = world.event("zero_window", |e| e.kind == ZERO_WINDOW && e.flow == line && e.at >= begun);
     let closed_at = tap.window_filled_by(pair.client_port()?);
     pair.abort()?;
     Ok(told(&event?, closed_at?))
@@ -166,11 +174,12 @@ fn zero_window(world: &mut World) -> anyhow::Result<Told> {
 
 fn reset(world: &mut World, by_client: bool) -> anyhow::Result<Told> {
     let pair = world.connect()?;
+    let line = world.line_of(&pair)?;
     let (goes, stays) = if by_client { (pair.client, pair.server) } else { (pair.server, pair.client) };
     abort_on_close(&goes)?;
     let stamp = now().0;
     drop(goes);
-    let event = world.event("reset", |e| e.kind == RESET && e.at >= stamp)?;
+    let event = world.event("reset", |e| e.kind == RESET && e.flow == line && e.at >= stamp)?;
     drop(stays);
     Ok(told(&event, stamp))
 }

@@ -8,6 +8,7 @@ use reroute_agent::clock::now;
 use reroute_agent::config::XdpMode;
 use reroute_agent::sensor::{Events, Sensor};
 use reroute_common::event::Event;
+use reroute_common::flow::{Flow, state};
 use reroute_common::pulse::PORT as PULSE_PORT;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
@@ -33,7 +34,7 @@ pub struct World {
 impl World {
     pub fn new(space: &Space) -> anyhow::Result<World> {
         let wire = Wire::new()?;
-        let mut sensor = Sensor::start(settings(space.pins("detect"), "s0", XdpMode::Auto))?;
+        let mut sensor = Sensor::start(settings(space.pins("detect"), "s0", XdpMode::Auto)?)?;
         admit(&sensor)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let events = {
@@ -125,6 +126,14 @@ impl World {
         })?;
         while self.events.try_next().is_some() {}
         Ok(())
+    }
+
+    /// The line of the flow table that a connection has.
+    pub fn line_of(&self, pair: &Pair) -> anyhow::Result<u32> {
+        let port = pair.client_port()?;
+        let open = |f: &Flow| f.state == state::OPEN && f.key.remote_port == port;
+        let line = self.sensor.flows()?.into_iter().find(|(_, flow)| open(flow));
+        Ok(line.context("the connection is not in the flow table")?.0)
     }
 
     /// A new connection that has done a few calls.

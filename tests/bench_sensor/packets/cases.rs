@@ -19,6 +19,7 @@ const STILL: Plan = Plan {
     sequence: 0,
     acknowledgment: 0,
     port: 0,
+    since: 0,
     key: [0; 2],
     frame: [0; (PAD + HEADERS + pulse::LEN) / 8],
 };
