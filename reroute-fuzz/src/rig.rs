@@ -189,7 +189,7 @@ impl Rig {
     fn ack(&self, ack: u32) {
         let line = self.line.shared();
         let (rx, tx) = (at!(line.rx), at!(line.tx));
-        at!(line.acked).set(ack);
+        at!(line.server_acked).set(ack);
         at!(tx.flags).or(bits::ACKED);
         if at!(rx.flags).get() & bits::SYNCED != 0 && held::passed_us(line) {
             flow::uncertain(line, self.client.shared());
@@ -217,8 +217,11 @@ impl Rig {
             ..Counts::default()
         };
         for class in 0..class::COUNT {
-            counts.calls[class] = at!(client.calls).element(class as u32).get();
-            counts.replies[class] = at!(client.replies).element(class as u32).get();
+            let (calls, replies) = (at!(line.calls_seen), at!(line.replies_seen));
+            counts.calls[class] =
+                at!(client.calls).element(class as u32).get() + calls.element(class as u32).get();
+            counts.replies[class] =
+                at!(client.replies).element(class as u32).get() + replies.element(class as u32).get();
             let latency = at!(client.latency).element(class as u32);
             for (i, bucket) in counts.latency[class].iter_mut().enumerate() {
                 *bucket = latency.element(i as u32).get();

@@ -288,7 +288,10 @@ fn links_give_way_to_filters() {
         settings.xdp = XdpMode::Clsact;
         let sensor = Sensor::start(settings).unwrap();
         let [now_attached] = sensor.attachments() else { panic!("{:?}", sensor.attachments()) };
-        assert_eq!((now_attached.ingress_link, now_attached.egress.as_str()), (LinkKind::NetlinkFilter, "clsact"));
+        assert_eq!(
+            (now_attached.ingress_link, now_attached.egress.as_str()),
+            (LinkKind::NetlinkFilter, "clsact")
+        );
         sensor.admit(HOST, Epoch(1)).unwrap();
         let hour = reroute_core::ids::BootNs(now() + 3_600_000_000_000);
         sensor.renew(hour, hour).unwrap();
