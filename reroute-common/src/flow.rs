@@ -107,6 +107,24 @@ pub mod raised {
     pub const ZERO_WINDOW_OUT: u32 = 32;
 }
 
+/// 64 lines of the flow table, as the timer sees them (map WATCHES). But for `lines`, it alone writes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Watch {
+    /// One bit per line with calls waiting, or bytes that are not acknowledged.
+    pub lines: u64,
+    /// When the timer has to look at them, boot ns. The rest is what it found the last time.
+    pub due_at: u64,
+    /// The shortest limit that a call is over, ns; 0: none is.
+    pub over: u64,
+    /// No call came before this, boot ns; 0: none waits.
+    pub oldest_at: u64,
+    pub waiting: u32,
+    pub stalled: u32,
+    pub _to_cache_line: [u64; 3],
+}
+const _: () = assert!(size_of::<Watch>() == 64);
+
 /// Ingress owns `rx`, egress owns `tx`; everything both sides touch is atomic.
 ///
 /// What every packet and every tick look at comes first, in one cache line.
@@ -120,7 +138,7 @@ pub struct Flow {
     pub waiting: u32,
     /// Signals that stand: bits of [`raised`].
     pub raised: u32,
-    /// When the oldest call came, as [`call`] packs it; 0: the timer has to look.
+    /// No call came before this, as [`call`] packs it; 0: the timer has to look.
     pub oldest: u64,
     /// The last packet either way, ns, to the tick.
     pub last_at: u64,
@@ -153,7 +171,7 @@ pub struct Flow {
 const _: () = assert!(size_of::<Flow>() == 64 + 160 + 40 + 8 + 64 + 16 + 32 + 8 * CALL_SLOTS);
 const _: () = assert!(core::mem::offset_of!(Flow, rx) == 64);
 const _: () = assert!(core::mem::offset_of!(Flow, calls) == 384 && size_of::<Flow>().is_multiple_of(64));
-crate::pod!(FlowKey, Stream, Piece, Flow);
+crate::pod!(FlowKey, Stream, Piece, Flow, Watch);
 
 /// A call in progress, packed so that one atomic holds it: XID, class, and time in 4 µs units (30 bits: 71 minutes).
 pub mod call {

@@ -13,7 +13,7 @@ pub mod pin {
     pub const CLIENTS: &str = "CLIENTS";
     pub const ADDRESSES: &str = "ADDRESSES";
     pub const FLOWS: &str = "FLOWS";
-    pub const WAITING: &str = "WAITING";
+    pub const WATCHES: &str = "WATCHES";
     pub const PIECES: &str = "PIECES";
     pub const SERVER: &str = "SERVER";
     pub const EVENTS: &str = "EVENTS";
@@ -54,6 +54,8 @@ pub struct Config {
     /// Limit for clients without one of their own.
     pub unanswered_limit_ns: u64,
     pub unacked_limit_ns: u64,
+    /// Lines with calls waiting are looked at at least this often, ns: not longer than any limit.
+    pub look_again_ns: u64,
     /// How long an affirmation holds (design §6: 100 ms).
     pub affirm_ns: u64,
     /// How long FIN, RST and SYN are held back after the listener has gone.
@@ -67,7 +69,7 @@ pub struct Config {
     /// The NICs that carry NFS.
     pub interfaces: [Interface; MAX_INTERFACES],
 }
-const _: () = assert!(size_of::<Config>() == 96 + 8 * MAX_INTERFACES);
+const _: () = assert!(size_of::<Config>() == 104 + 8 * MAX_INTERFACES);
 
 /// Key of map ADDRESSES: a client is found by the network a packet came in by, and its source.
 #[repr(C)]
@@ -187,12 +189,14 @@ pub struct Server {
     pub ticks: u64,
     /// Longest time between two ticks, ns.
     pub worst_tick_gap_ns: u64,
+    /// This and `stalled_flows`: as the timer found them when it last looked, at most 10 ms ago.
     pub waiting: u32,
     /// 1 while `silent` is raised.
     pub silent: u32,
     pub stalled_flows: u32,
     pub listening: u32,
     pub listener_gone_at: u64,
+    /// Over 50 ms, or over its limit: exact to 10 ms; else no call is older. 0: none waits.
     pub oldest_call_age_ns: u64,
     pub silent_count: u64,
     pub pulse_rejects: [u64; pulse_reject::COUNT],

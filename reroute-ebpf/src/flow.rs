@@ -6,9 +6,7 @@ use crate::kernel::repeat;
 use crate::rpc::Call;
 use core::ffi::c_void;
 use reroute_common::class;
-use reroute_common::flow::{
-    CALL_SLOTS, CALL_WAYS, Flow, FlowKey, MAX_FLOWS, Piece, call, raised, state, stream,
-};
+use reroute_common::flow::{CALL_SLOTS, CALL_WAYS, Flow, FlowKey, MAX_FLOWS, Piece, call, state, stream};
 use reroute_common::table::{Client, Server, orphan};
 
 /// Lines a flow may stand in.
@@ -314,10 +312,13 @@ pub fn accept<L: Lines>(
         at!(server.untracked_calls).count(1);
         return;
     }
+    let packed = call::pack(new.xid, new.class, now);
     at!(client.in_progress).increase(1);
-    at!(line.waiting).increase(1);
+    if at!(line.waiting).increase(1) == 0 {
+        at!(line.oldest).set(call::time(packed));
+    }
     let slot = at!(line.calls).element(free);
-    if slot.replace(0, call::pack(new.xid, new.class, now)) {
+    if slot.replace(0, packed) {
         lines.wake(index);
     } else {
         orphan(client, orphan::UNTRACKED);
@@ -340,10 +341,6 @@ pub fn answer(line: Shared<Flow>, client: Shared<Client>, xid: u32, now: u64) ->
     }
     at!(client.in_progress).decrease(1);
     at!(line.waiting).decrease(1);
-    // The timer looks for the next oldest one.
-    if at!(line.oldest).get() == call::time(held) || at!(line.raised).get() & raised::UNANSWERED != 0 {
-        at!(line.oldest).set(0);
-    }
     let class = call::class(held);
     let seen = at!(line.replies_seen).element(class);
     seen.set(seen.get() + 1);
@@ -385,34 +382,19 @@ pub fn missed_any(line: Shared<Flow>) -> bool {
     at!(rx.lost).get() != 0 || at!(rx.flags).get() & stream::UNCERTAIN != 0
 }
 
-struct Oldest {
-    line: Shared<Flow>,
-    now: u64,
-    age: u64,
-    time: u64,
-}
-
 /// Its oldest call: age, seen from `now`, and time as packed. Zeros: none waits.
 #[inline(always)]
 pub fn oldest_call(line: Shared<Flow>, now: u64) -> (u64, u64) {
-    let mut oldest = Oldest { line, now, age: 0, time: 0 };
-    repeat(CALL_SLOTS as u32, age_call, &mut oldest);
-    (oldest.age, oldest.time)
-}
-
-unsafe extern "C" fn age_call(index: u32, oldest: *mut c_void) -> i64 {
-    // SAFETY: `repeat` hands over the state of `oldest_call`.
-    let oldest = unsafe { &mut *oldest.cast::<Oldest>() };
-    let line = oldest.line;
-    let held = at!(line.calls).element(index).get();
-    if held != 0 {
-        let age = call::age_ns(held, oldest.now);
-        if oldest.time == 0 || age > oldest.age {
-            oldest.age = age;
-            oldest.time = call::time(held);
+    let (mut oldest, mut time) = (0, 0);
+    for index in 0..CALL_SLOTS as u32 {
+        let held = at!(line.calls).element(index).get();
+        let age = call::age_ns(held, now);
+        if held != 0 && (time == 0 || age > oldest) {
+            oldest = age;
+            time = call::time(held);
         }
     }
-    0
+    (oldest, time)
 }
 
 #[cfg(test)]

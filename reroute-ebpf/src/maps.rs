@@ -4,12 +4,13 @@ use crate::at;
 use crate::cell::Shared;
 use crate::flow::Lines;
 use crate::parse::Frame;
+use crate::timer::Scan;
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, bpf_timer};
 use aya_ebpf::btf_maps;
 use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{Array, HashMap, PerCpuArray, RingBuf};
 use reroute_common::event::Event;
-use reroute_common::flow::{Flow, MAX_FLOWS, MAX_PIECES, Piece};
+use reroute_common::flow::{Flow, MAX_FLOWS, MAX_PIECES, Piece, Watch};
 use reroute_common::pulse;
 use reroute_common::table::{AddressKey, Client, Config, MAX_CLIENTS, MAX_INTERFACES, Server};
 
@@ -21,9 +22,8 @@ static CLIENTS: Array<Client> = Array::with_max_entries(MAX_CLIENTS, BPF_F_MMAPA
 static ADDRESSES: HashMap<AddressKey, u32> = HashMap::with_max_entries(4 * MAX_CLIENTS, 0);
 #[map]
 static FLOWS: Array<Flow> = Array::with_max_entries(MAX_FLOWS, BPF_F_MMAPABLE);
-/// One bit per line with calls waiting.
 #[map]
-static WAITING: Array<u64> = Array::with_max_entries(WAITING_WORDS, BPF_F_MMAPABLE);
+static WATCHES: Array<Watch> = Array::with_max_entries(WATCHES_COUNT, BPF_F_MMAPABLE);
 /// Segments that came before their turn.
 #[map]
 static PIECES: Array<Piece> = Array::with_max_entries(MAX_PIECES, 0);
@@ -39,6 +39,9 @@ static SCRATCH: PerCpuArray<[u64; pulse::LEN / 8]> = PerCpuArray::with_max_entri
 /// comes after; of what it finds here it remembers nothing, and looks at the rest once.
 #[map]
 static FRAMES: PerCpuArray<Frame> = PerCpuArray::with_max_entries(2, 0);
+/// The same for what the timer adds up. It runs on one CPU at a time.
+#[map]
+static SCAN: Array<Scan> = Array::with_max_entries(1, 0);
 /// The same for a number.
 #[map]
 static NUMBERS: PerCpuArray<u32> = PerCpuArray::with_max_entries(1, 0);
@@ -56,7 +59,7 @@ unsafe impl Sync for TimerValue {}
 #[btf_map]
 pub static TIMER: btf_maps::Array<TimerValue, 1> = btf_maps::Array::new();
 
-pub const WAITING_WORDS: u32 = MAX_FLOWS / 64;
+pub const WATCHES_COUNT: u32 = MAX_FLOWS / 64;
 
 macro_rules! entry {
     ($name:ident, $map:ident, $t:ty) => {
@@ -71,8 +74,9 @@ entry!(config_at, CONFIG, Config);
 entry!(server_at, SERVER, Server);
 entry!(client, CLIENTS, Client);
 entry!(flow, FLOWS, Flow);
-entry!(waiting, WAITING, u64);
+entry!(watch, WATCHES, Watch);
 entry!(piece, PIECES, Piece);
+entry!(scan_at, SCAN, Scan);
 entry!(scratch_at, SCRATCH, [u64; pulse::LEN / 8]);
 
 /// The direction a frame goes.
@@ -89,6 +93,11 @@ pub fn frame<'a>(way: Way) -> Option<&'a mut Frame> {
     FRAMES.get_ptr_mut(way as u32).map(|frame| unsafe { &mut *frame })
 }
 
+/// The timer's alone.
+#[inline(always)]
+pub fn scan() -> Option<Shared<Scan>> {
+    scan_at(0)
+}
 #[inline(always)]
 pub fn config() -> Option<Shared<Config>> {
     config_at(0)
@@ -168,10 +177,11 @@ impl Lines for Tables {
     }
     #[inline(always)]
     fn wake(&self, index: u32) {
-        if let Some(word) = waiting(index / 64) {
+        if let Some(watch) = watch(index / 64) {
+            let lines = at!(watch.lines);
             let bit = 1 << (index % 64);
-            if word.get() & bit == 0 {
-                word.or(bit);
+            if lines.get() & bit == 0 {
+                lines.or(bit);
             }
         }
     }

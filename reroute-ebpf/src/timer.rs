@@ -15,18 +15,36 @@ const MONOTONIC: u64 = 1;
 /// A tick this many periods late says nothing about the server: the whole machine stood still.
 const LATE: u64 = 8;
 
-struct Scan {
+/// How far the age of the oldest call may be overstated, as long as its limit is not reached.
+const EXACT: u64 = 50_000_000;
+
+/// In a map: of numbers on the stack the verifier would follow every combination.
+#[repr(C)]
+pub struct Scan {
     now: u64,
     rebased_at: u64,
     unanswered_limit: u64,
     unacked_limit: u64,
-    oldest: u64,
-    /// The shortest limit that a call is over.
-    over: u64,
-    word: u64,
+    look_again: u64,
+    /// Of all lines.
+    all: Found,
+    /// Of the 64 lines at hand.
+    some: Found,
+    /// Those of them that are still to be looked at.
+    lines: u64,
     base: u32,
+    due_at: u64,
+}
+
+/// What waits.
+#[repr(C)]
+struct Found {
     waiting: u32,
     stalled: u32,
+    /// The shortest limit that a call is over; 0: none is.
+    over: u64,
+    /// When the oldest call came, boot ns; 0: none waits.
+    oldest_at: u64,
 }
 
 /// Arms the timer, or re-arms it with this program's callback.
@@ -72,59 +90,100 @@ unsafe extern "C" fn tick(_map: *mut c_void, _key: *mut c_void, value: *mut c_vo
     0
 }
 
-/// Looks at every line with calls waiting; tells what has changed.
+/// Looks at every line that is due; tells what has changed.
 #[inline(always)]
 pub fn judge(config: Shared<Config>, server: Shared<Server>, now: u64, rebased_at: u64) {
-    let mut scan = Scan {
-        now,
-        rebased_at,
-        unanswered_limit: at!(config.unanswered_limit_ns).get(),
-        unacked_limit: at!(config.unacked_limit_ns).get(),
-        oldest: 0,
-        over: u64::MAX,
-        word: 0,
-        base: 0,
-        waiting: 0,
-        stalled: 0,
-    };
-    repeat(maps::WAITING_WORDS, scan_word, &mut scan);
-    at!(server.waiting).set(scan.waiting);
-    at!(server.stalled_flows).set(scan.stalled);
-    at!(server.oldest_call_age_ns).set(scan.oldest);
+    let Some(scan) = maps::scan() else { return };
+    at!(scan.now).set(now);
+    at!(scan.rebased_at).set(rebased_at);
+    at!(scan.unanswered_limit).set(at!(config.unanswered_limit_ns).get());
+    at!(scan.unacked_limit).set(at!(config.unacked_limit_ns).get());
+    at!(scan.look_again).set(at!(config.look_again_ns).get());
+    forget(at!(scan.all));
+    repeat(maps::WATCHES_COUNT, scan_watch, &mut ());
+    let waiting = at!(scan.all.waiting).get();
+    let oldest_at = at!(scan.all.oldest_at).get();
+    at!(server.waiting).set(waiting);
+    at!(server.stalled_flows).set(at!(scan.all.stalled).get());
+    at!(server.oldest_call_age_ns).set(if oldest_at == 0 { 0 } else { now.saturating_sub(oldest_at) });
 
     // Silence is judged by the limit of whoever waits too long: no reply for anybody for as long as that.
+    let over = at!(scan.all.over).get();
     let last_reply = at!(server.last_reply_at).get();
     let since = if last_reply > rebased_at { last_reply } else { rebased_at };
     let silence = now.saturating_sub(since);
-    let silent = (scan.over <= silence) as u32;
+    let silent = (over != 0 && over <= silence) as u32;
     if at!(server.silent).get() != silent {
         at!(server.silent).set(silent);
         at!(server.silent_count).count(silent as u64);
         let kind = if silent != 0 { kind::SILENT } else { kind::SILENT_END };
-        let limit = if silent != 0 { scan.over } else { 0 };
-        maps::emit(&Event { waiting: scan.waiting, age_ns: silence, limit, ..Event::new(now, kind) });
+        let limit = if silent != 0 { over } else { 0 };
+        maps::emit(&Event { waiting, age_ns: silence, limit, ..Event::new(now, kind) });
     }
 }
 
-unsafe extern "C" fn scan_word(index: u32, scan: *mut c_void) -> i64 {
-    // SAFETY: `repeat` hands over the scan of `judge`.
-    let scan = unsafe { &mut *scan.cast::<Scan>() };
-    let Some(word) = maps::waiting(index) else { return 1 };
-    scan.word = word.get();
-    if scan.word != 0 {
-        scan.base = index * 64;
-        repeat(64, scan_line, scan);
+#[inline(always)]
+fn forget(found: Shared<Found>) {
+    at!(found.waiting).set(0);
+    at!(found.stalled).set(0);
+    at!(found.over).set(0);
+    at!(found.oldest_at).set(0);
+}
+
+/// Keeps the lesser; 0 is none.
+#[inline(always)]
+fn keep_first(kept: Shared<u64>, new: u64) {
+    let known = kept.get();
+    if new != 0 && (known == 0 || new < known) {
+        kept.set(new);
     }
+}
+
+/// 64 lines: looked at when one of them is due, else what was found last time still holds.
+unsafe extern "C" fn scan_watch(index: u32, _: *mut c_void) -> i64 {
+    let (Some(scan), Some(watch)) = (maps::scan(), maps::watch(index)) else { return 1 };
+    let lines = at!(watch.lines).get();
+    if lines == 0 {
+        return 0;
+    }
+    if at!(scan.now).get() >= at!(watch.due_at).get() {
+        at!(scan.lines).set(lines);
+        at!(scan.base).set(index * 64);
+        at!(scan.due_at).set(0);
+        forget(at!(scan.some));
+        repeat(64, scan_line, &mut ());
+        at!(watch.waiting).set(at!(scan.some.waiting).get());
+        at!(watch.stalled).set(at!(scan.some.stalled).get());
+        at!(watch.over).set(at!(scan.some.over).get());
+        at!(watch.oldest_at).set(at!(scan.some.oldest_at).get());
+        at!(watch.due_at).set(at!(scan.due_at).get());
+    }
+    at!(scan.all.waiting).set(at!(scan.all.waiting).get() + at!(watch.waiting).get());
+    at!(scan.all.stalled).set(at!(scan.all.stalled).get() + at!(watch.stalled).get());
+    keep_first(at!(scan.all.over), at!(watch.over).get());
+    keep_first(at!(scan.all.oldest_at), at!(watch.oldest_at).get());
     0
 }
 
-unsafe extern "C" fn scan_line(bit: u32, scan: *mut c_void) -> i64 {
-    // SAFETY: `repeat` hands over the scan of `scan_word`.
-    let scan = unsafe { &mut *scan.cast::<Scan>() };
-    if scan.word >> (bit & 63) & 1 == 0 {
-        return 0;
+/// The number of the lowest bit that is set.
+#[inline(always)]
+fn lowest(bits: u64) -> u32 {
+    // Its lower neighbours, counted: the instruction set has neither.
+    let mut x = bits.wrapping_sub(1) & !bits;
+    x -= (x >> 1) & 0x5555_5555_5555_5555;
+    x = (x & 0x3333_3333_3333_3333) + ((x >> 2) & 0x3333_3333_3333_3333);
+    x = (x + (x >> 4)) & 0x0f0f_0f0f_0f0f_0f0f;
+    (x.wrapping_mul(0x0101_0101_0101_0101) >> 56) as u32
+}
+
+unsafe extern "C" fn scan_line(_: u32, _: *mut c_void) -> i64 {
+    let Some(scan) = maps::scan() else { return 1 };
+    let lines = at!(scan.lines).get();
+    if lines == 0 {
+        return 1;
     }
-    let index = scan.base + (bit & 63);
+    at!(scan.lines).set(lines & (lines - 1));
+    let index = at!(scan.base).get() + lowest(lines);
     let Some(line) = maps::flow(index) else { return 0 };
     let waiting = at!(line.waiting).get();
     let raised = at!(line.raised).get();
@@ -132,34 +191,41 @@ unsafe extern "C" fn scan_line(bit: u32, scan: *mut c_void) -> i64 {
     if waiting == 0 && unacked_since == 0 && raised & (raised::UNANSWERED | raised::UNACKED) == 0 {
         return sleep(line, index);
     }
+    let now = at!(scan.now).get();
+    // Whatever comes in the meantime is not due before that.
+    keep_first(at!(scan.due_at), now + at!(scan.look_again).get());
     let answered = waiting == 0 || calls(scan, line, index, waiting) == 0;
     if answered && raised & raised::UNANSWERED != 0 {
-        turn(scan, &Turn { line, index, bit: raised::UNANSWERED, up: false, age_ns: 0, limit: 0 });
+        turn(now, &Turn { line, index, bit: raised::UNANSWERED, up: false, age_ns: 0, limit: 0 });
     }
-    let owed = if unacked_since == 0 { 0 } else { age(scan, scan.now.saturating_sub(unacked_since)) };
-    let unacked = owed >= scan.unacked_limit;
+    let owed = if unacked_since == 0 { 0 } else { age(scan, now.saturating_sub(unacked_since)) };
+    let limit = at!(scan.unacked_limit).get();
+    let unacked = owed >= limit;
     if unacked != (raised & raised::UNACKED != 0) {
-        let limit = scan.unacked_limit;
-        turn(scan, &Turn { line, index, bit: raised::UNACKED, up: unacked, age_ns: owed, limit });
+        turn(now, &Turn { line, index, bit: raised::UNACKED, up: unacked, age_ns: owed, limit });
+    }
+    if unacked_since != 0 && !unacked {
+        keep_first(at!(scan.due_at), now + (limit - owed));
     }
     0
 }
 
 /// No age counts from before the machine stood still.
 #[inline(always)]
-fn age(scan: &Scan, age: u64) -> u64 {
-    let most = scan.now.saturating_sub(scan.rebased_at);
+fn age(scan: Shared<Scan>, age: u64) -> u64 {
+    let most = at!(scan.now).get().saturating_sub(at!(scan.rebased_at).get());
     if age > most { most } else { age }
 }
 
 /// The line's bit goes first, then we look again: whatever came in between has set it, or sets it now.
 #[inline(always)]
 fn sleep(line: Shared<Flow>, index: u32) -> i64 {
-    if let Some(word) = maps::waiting(index / 64) {
+    if let Some(watch) = maps::watch(index / 64) {
+        let lines = at!(watch.lines);
         let bit = 1 << (index & 63);
-        word.and(!bit);
+        lines.and(!bit);
         if at!(line.waiting).get() != 0 || at!(line.unacked_since).get() != 0 {
-            word.or(bit);
+            lines.or(bit);
         }
     }
     0
@@ -167,37 +233,35 @@ fn sleep(line: Shared<Flow>, index: u32) -> i64 {
 
 /// Calls wait: 1 if one of them does so for too long.
 #[inline(always)]
-fn calls(scan: &mut Scan, line: Shared<Flow>, index: u32, waiting: u32) -> u32 {
-    scan.waiting += waiting;
-    let known = at!(line.oldest).get();
-    let mut oldest = if known == 0 { 0 } else { age(scan, call::age_ns(known, scan.now)) };
+fn calls(scan: Shared<Scan>, line: Shared<Flow>, index: u32, waiting: u32) -> u32 {
+    let now = at!(scan.now).get();
+    at!(scan.some.waiting).set(at!(scan.some.waiting).get() + waiting);
     let slot = at!(line.client).get();
     let own = match maps::client(slot) {
         Some(client) => at!(client.unanswered_limit_ns).get(),
         None => 0,
     };
-    let limit = if own == 0 { scan.unanswered_limit } else { own };
-    // What was known may have been answered since.
-    if known == 0 || oldest >= limit {
-        let (found, time) = flow::oldest_call(line, scan.now);
+    let limit = if own == 0 { at!(scan.unanswered_limit).get() } else { own };
+    // Answered since, maybe: none is older, but the oldest one may be younger.
+    let known = at!(line.oldest).get();
+    let mut oldest = age(scan, call::age_ns(known, now));
+    if known == 0 || oldest >= limit || oldest >= EXACT {
+        let (found, time) = flow::oldest_call(line, now);
         at!(line.oldest).set(time);
         oldest = age(scan, found);
     }
-    if oldest > scan.oldest {
-        scan.oldest = oldest;
-    }
+    keep_first(at!(scan.some.oldest_at), now - oldest);
     if oldest < limit {
+        keep_first(at!(scan.due_at), now + (limit - oldest));
         return 0;
     }
-    scan.stalled += 1;
-    if limit < scan.over {
-        scan.over = limit;
-    }
+    at!(scan.some.stalled).set(at!(scan.some.stalled).get() + 1);
+    keep_first(at!(scan.some.over), limit);
     if at!(line.raised).get() & raised::UNANSWERED == 0 {
         if let Some(client) = maps::client(slot) {
             at!(client.stalls).count(1);
         }
-        turn(scan, &Turn { line, index, bit: raised::UNANSWERED, up: true, age_ns: oldest, limit });
+        turn(now, &Turn { line, index, bit: raised::UNANSWERED, up: true, age_ns: oldest, limit });
     }
     1
 }
@@ -214,7 +278,7 @@ struct Turn {
 
 /// Not inlined: rare.
 #[inline(never)]
-fn turn(scan: &Scan, turn: &Turn) {
+fn turn(now: u64, turn: &Turn) {
     let &Turn { line, index, bit, up, age_ns, limit } = turn;
     if up {
         at!(line.raised).or(bit);
@@ -234,6 +298,6 @@ fn turn(scan: &Scan, turn: &Turn) {
         age_ns,
         limit,
         way: if bit == raised::UNACKED { way::OUT } else { way::IN },
-        ..Event::new(scan.now, kind)
+        ..Event::new(now, kind)
     });
 }

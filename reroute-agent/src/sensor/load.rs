@@ -20,7 +20,7 @@ const PINNED: [(&str, usize, usize, u32); 9] = [
     (pin::CLIENTS, 4, size_of::<Client>(), MAX_CLIENTS),
     (pin::ADDRESSES, size_of::<AddressKey>(), 4, 0),
     (pin::FLOWS, 4, size_of::<Flow>(), MAX_FLOWS),
-    (pin::WAITING, 4, 8, MAX_FLOWS / 64),
+    (pin::WATCHES, 4, size_of::<Watch>(), MAX_FLOWS / 64),
     (pin::PIECES, 4, size_of::<Piece>(), MAX_PIECES),
     (pin::SERVER, 4, size_of::<Server>(), 1),
     (pin::EVENTS, 0, 0, 0),
@@ -120,7 +120,7 @@ pub(super) fn start_log(bpf: &mut Ebpf) -> Result<(), SensorError> {
 /// Only the program that lets everything through, with no table behind it.
 pub(super) fn load_pass() -> Result<Ebpf, SensorError> {
     let mut loader = EbpfLoader::new();
-    for name in [pin::CLIENTS, pin::ADDRESSES, pin::FLOWS, pin::WAITING, pin::PIECES] {
+    for name in [pin::CLIENTS, pin::ADDRESSES, pin::FLOWS, pin::WATCHES, pin::PIECES] {
         loader.map_max_entries(name, 1);
     }
     let mut bpf = loader.load(OBJECT).map_err(Box::new)?;
