@@ -40,6 +40,8 @@ pub mod stream {
     pub const UNCERTAIN: u32 = 16;
     /// The last ACK number of this side holds: [`super::Flow::client_acked`] of `rx`, [`super::Flow::server_acked`] of `tx`.
     pub const ACKED: u32 = 32;
+    /// The connection was reset (in `rx` only): nothing of it counts any more but packets and bytes.
+    pub const RESET: u32 = 64;
 }
 
 /// Aligned, so that it is compared in words.
@@ -157,18 +159,22 @@ pub struct Flow {
     pub tx: Stream,
     pub key: FlowKey,
     pub pieces: u32,
-    pub _pad: u32,
+    /// Where the pieces end, if there are any: the highest sequence number, that of the last one or not.
+    pub pieces_end: u32,
     /// Calls complete, by class: not yet added to the client's.
     pub calls_seen: [u64; class::COUNT],
     /// Replies that answered a call, by class: not yet added to the client's.
     pub replies_seen: [u64; class::COUNT],
     /// When bytes of the client's, and of the server's, last came again, ns.
     pub retransmitted_at: [u64; 2],
-    pub _to_cache_line: [u64; 4],
+    /// The sequence number of the client's SYN, if it was seen.
+    pub client_syn: u32,
+    pub _pad: u32,
+    pub _to_cache_line: [u64; 3],
     /// A call in progress, or 0: see [`call`]. The eight that an XID can choose from share a cache line.
     pub calls: [u64; CALL_SLOTS],
 }
-const _: () = assert!(size_of::<Flow>() == 64 + 160 + 40 + 8 + 64 + 16 + 32 + 8 * CALL_SLOTS);
+const _: () = assert!(size_of::<Flow>() == 64 + 160 + 40 + 8 + 64 + 16 + 8 + 24 + 8 * CALL_SLOTS);
 const _: () = assert!(core::mem::offset_of!(Flow, rx) == 64);
 const _: () = assert!(core::mem::offset_of!(Flow, calls) == 384 && size_of::<Flow>().is_multiple_of(64));
 crate::pod!(FlowKey, Stream, Piece, Flow, Watch);

@@ -16,30 +16,45 @@ use reroute_common::table::{Client, drop, orphan};
 #[inline(always)]
 pub fn egress<P: Packet>(packet: P, interface: u32) -> Verdict {
     let Some(config) = maps::config() else { return Verdict::Pass };
-    let port = at!(config.service_port).get();
     let mut told = Glance::Other;
+    // No UDP leaves the service.
+    let wanted = maps::wanted(config, End::Source, u32::MAX);
     if let Some(head) = packet.head() {
-        // No UDP leaves the service.
-        told = glance(head, End::Source, maps::service_ipv4(config), port, u32::MAX);
+        told = glance(head, wanted);
         if told == Glance::Foreign {
             return Verdict::Pass;
         }
     }
     let Some(network) = maps::network(config, interface) else { return Verdict::Pass };
     let Some(frame) = maps::frame(maps::Way::Out) else { return Verdict::Pass };
-    let filled = told == Glance::Service && packet.head().is_some_and(|head| fill(head, packet.len(), frame));
+    let filled = told == Glance::Service && packet.head().is_some_and(|head| fill(&packet, head, frame));
     if !filled {
         *frame = Frame::new();
         parse(&packet, frame);
-        if frame.kind != Kind::Tcp
-            || frame.source != at!(config.service_address).address()
-            || frame.source_port as u32 != port
-        {
+        if frame.source != at!(config.service_address).address() {
             return Verdict::Pass;
+        }
+        let port = frame.source_port as u32;
+        match frame.kind {
+            Kind::Tcp if port == wanted.port => {}
+            Kind::BrokenTcp if port == wanted.port || port == 0 => {
+                count_apart(network, frame, packet.segments(), frame.len);
+                return Verdict::Pass;
+            }
+            _ => return Verdict::Pass,
         }
     }
     frame.set_key(End::Source, network);
     service(packet, frame)
+}
+
+/// Counts a packet that no line counts.
+#[inline(always)]
+fn count_apart(network: u32, frame: &Frame, segments: u32, bytes: u32) -> Option<Shared<Client>> {
+    let client = maps::client(maps::slot(network, &frame.destination))?;
+    at!(client.tx_packets).count(segments as u64);
+    at!(client.tx_bytes).count(bytes as u64);
+    Some(client)
 }
 
 /// A segment of the service. Each wire segment of a super-packet repeats the headers.
@@ -47,14 +62,13 @@ pub fn egress<P: Packet>(packet: P, interface: u32) -> Verdict {
 fn service<P: Packet>(packet: P, frame: &Frame) -> Verdict {
     let Some(server) = maps::server() else { return Verdict::Pass };
     let segments = packet.segments();
-    let bytes = packet.len() + (segments - 1) * frame.payload;
+    let bytes = frame.len + (segments - 1) * frame.payload;
     let tick = at!(server.tick_at).get();
     let ends = frame.flags & (tcp::FIN | tcp::RST) != 0;
     let Some((index, line)) = flow::find(&Tables, &frame.key) else {
-        let slot = maps::slot(frame.key.network, &frame.destination);
-        let Some(client) = maps::client(slot) else { return Verdict::Pass };
-        at!(client.tx_packets).count(segments as u64);
-        at!(client.tx_bytes).count(bytes as u64);
+        let Some(client) = count_apart(frame.key.network, frame, segments, bytes) else {
+            return Verdict::Pass;
+        };
         return if ends { closing(packet, client) } else { Verdict::Pass };
     };
     let slot = at!(line.client).get();
@@ -63,11 +77,19 @@ fn service<P: Packet>(packet: P, frame: &Frame) -> Verdict {
     at!(line.last_at).set(tick);
     at!(tx.packets).set(at!(tx.packets).get() + segments as u64);
     at!(tx.bytes).set(at!(tx.bytes).get() + bytes as u64);
+    let rx = at!(line.rx);
+    if at!(rx.flags).get() & bits::RESET != 0 {
+        return if ends { closing(packet, client) } else { Verdict::Pass };
+    }
     acknowledges(line, client, frame);
     let about = About { slot, index, line, way: way::OUT };
     signal::window(&about, frame);
     if frame.flags & tcp::SYN != 0 {
-        stream::begin(tx, frame.sequence);
+        if at!(tx.flags).get() & bits::SEEN == 0 {
+            stream::begin(tx, frame.sequence);
+        } else {
+            stream::again(tx);
+        }
     } else if frame.payload_len > 0 {
         if is_middle(line, frame) {
             at!(tx.next_seq).set(frame.sequence.wrapping_add(frame.payload_len));
@@ -91,16 +113,14 @@ fn service<P: Packet>(packet: P, frame: &Frame) -> Verdict {
         return Verdict::Pass;
     }
     if frame.flags & tcp::RST != 0 {
-        if at!(line.state).replace(state::OPEN, state::CLOSED) {
-            at!(client.reset).count(1);
-            signal::reset(&about);
-        }
+        signal::reset(&about, client);
     } else if at!(tx.flags).or(bits::FIN) & bits::FIN == 0 {
-        let rx = at!(line.rx);
         if at!(rx.flags).get() & bits::FIN == 0 {
             at!(client.closed).count(1);
         }
         at!(line.state).replace(state::OPEN, state::CLOSED);
+    } else if frame.payload_len == 0 {
+        stream::again(tx);
     }
     flow::abandon(line, client, 0, orphan::ENDED);
     closing(packet, client)

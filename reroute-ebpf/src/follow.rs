@@ -41,8 +41,15 @@ struct Walk<B, L> {
     lines: L,
     place: Place,
     rest: Rest,
-    /// 1 until the end of the segment is reached: what is left of it would be misread as something else.
     lost: u32,
+}
+
+impl<B, L> Walk<B, L> {
+    /// Whether the segment was followed to its end: what is left of it would be misread as something else.
+    #[inline(always)]
+    fn is_whole(&self) -> bool {
+        self.lost == 0 && self.rest.left == 0
+    }
 }
 
 /// Calls that came in. `segment.len` is not 0.
@@ -65,7 +72,12 @@ pub fn calls<P: Packet, L: Lines + Copy>(packet: P, lines: L, place: &Place, seg
     match fit {
         // An orphan stands for what a lost stream hides.
         Fit::Old | Fit::Unseen => return,
-        Fit::New { skip: n } => skip = n,
+        Fit::New { skip: n } => {
+            skip = n;
+            if n == 0 && held::overlaps(lines, place, segment.seq.wrapping_add(segment.len)) {
+                stream::again(rx);
+            }
+        }
         // The server's TCP keeps it until the bytes before it have come. So do we.
         Fit::Ahead if held::hold(packet, lines, place, segment) => {
             // The bytes before it may have come on another CPU just now.
@@ -97,9 +109,9 @@ pub fn calls<P: Packet, L: Lines + Copy>(packet: P, lines: L, place: &Place, seg
 /// Follows bytes that are next in the stream of calls. False: they hold something else than records.
 #[inline(always)]
 pub fn walk_calls<B: Bytes, L: Lines + Copy>(bytes: B, lines: L, place: &Place, rest: Rest) -> bool {
-    let mut walk = Walk { bytes, lines, place: *place, rest, lost: 1 };
+    let mut walk = Walk { bytes, lines, place: *place, rest, lost: 0 };
     repeat(MAX_STEPS, call_step::<B, L>, &mut walk);
-    walk.lost == 0
+    walk.is_whole()
 }
 
 #[inline(always)]
@@ -125,11 +137,11 @@ unsafe extern "C" fn call_step<B: Bytes, L: Lines + Copy>(_: u32, walk: *mut c_v
     let rx = at!(line.rx);
     match stream::step(&walk.bytes, rx, &mut walk.rest, Side::Calls) {
         Step::Continue => 0,
-        Step::End => {
-            walk.lost = 0;
+        Step::End => 1,
+        Step::Lost => {
+            walk.lost = 1;
             1
         }
-        Step::Lost => 1,
         Step::Record => {
             let call = rpc::call(rx);
             flow::accept(&walk.lines, (place.index, line), place.client, place.server, call, place.now);
@@ -169,9 +181,9 @@ pub fn replies<P: Packet>(packet: P, place: &Place, segment: Segment) {
         }
     }
     let rest = Rest { offset: segment.offset + skip, left: segment.len - skip };
-    let mut walk = Walk { bytes: packet, lines: (), place: *place, rest, lost: 1 };
+    let mut walk = Walk { bytes: packet, lines: (), place: *place, rest, lost: 0 };
     repeat(MAX_STEPS, reply_step::<P>, &mut walk);
-    if walk.lost != 0 {
+    if !walk.is_whole() {
         lost_replies(place);
         flow::abandon(line, client, 0, orphan::REPLIES_LOST);
     }
@@ -193,11 +205,11 @@ unsafe extern "C" fn reply_step<P: Packet>(_: u32, walk: *mut c_void) -> i64 {
     let tx = at!(line.tx);
     match stream::step(&walk.bytes, tx, &mut walk.rest, Side::Replies) {
         Step::Continue => 0,
-        Step::End => {
-            walk.lost = 0;
+        Step::End => 1,
+        Step::Lost => {
+            walk.lost = 1;
             1
         }
-        Step::Lost => 1,
         Step::Record => {
             reply(place, rpc::xid(tx));
             0

@@ -9,7 +9,7 @@ use crate::flow::Lines;
 use crate::follow::{self, Place, Segment};
 use crate::kernel::repeat;
 use crate::packet::{Bytes, Packet};
-use crate::stream::Rest;
+use crate::stream::{self, Rest};
 use core::ffi::c_void;
 use reroute_common::flow::{FLOW_PIECES, Flow, MAX_PIECES, PIECE_BYTES, Piece, stream as bits};
 use reroute_common::table::Server;
@@ -53,17 +53,17 @@ pub fn hold<P: Packet, L: Lines + Copy>(packet: P, lines: L, place: &Place, segm
     let (line, server) = (place.line, place.server);
     let mut spot = Spot { lines, place: *place, segment, at: 0, before: 0, overlaps: 0, whole: 0, torn: 0 };
     spot.before = at!(line.last_piece).get();
+    spot.at = at!(line.first_piece).get();
+    if spot.at == 0 {
+        at!(line.pieces).set(0);
+        at!(line.pieces_end).set(segment.seq);
+    }
     if !is_behind(&spot) {
         spot.before = 0;
-        spot.at = at!(line.first_piece).get();
-        if spot.at == 0 {
-            at!(line.pieces).set(0);
-        }
         repeat(FLOW_PIECES + 1, spot_step::<L>, &mut spot);
     }
     if spot.overlaps != 0 {
-        let rx = at!(line.rx);
-        at!(rx.retransmitted).set(at!(rx.retransmitted).get() + 1);
+        stream::again(at!(line.rx));
     }
     if spot.whole != 0 || spot.torn != 0 {
         return spot.torn == 0;
@@ -71,6 +71,10 @@ pub fn hold<P: Packet, L: Lines + Copy>(packet: P, lines: L, place: &Place, segm
     let mut holding = Holding { packet, lines, place: *place, rest: segment, before: spot.before, failed: 0 };
     repeat(FLOW_PIECES, hold_step::<P, L>, &mut holding);
     let held = holding.failed == 0 && holding.rest.len == 0;
+    let end = segment.seq.wrapping_add(segment.len);
+    if held && end.wrapping_sub(at!(line.pieces_end).get()) as i32 > 0 {
+        at!(line.pieces_end).set(end);
+    }
     at!(server.held_segments).count(held as u64);
     held
 }
@@ -89,15 +93,27 @@ struct Spot<L> {
     torn: u32,
 }
 
-/// Whether all of the segment lies behind the piece `before`: the usual case.
+/// Whether a segment that ends at `end` has bytes that are held already.
+#[inline(always)]
+pub fn overlaps<L: Lines>(lines: L, place: &Place, end: u32) -> bool {
+    let line = place.line;
+    let first = at!(line.first_piece).get();
+    if first == 0 {
+        return false;
+    }
+    let Some(piece) = lines.piece(first - 1) else { return false };
+    is_ours(piece, place) && end.wrapping_sub(at!(piece.seq).get()) as i32 > 0
+}
+
+/// Whether all of the segment lies behind whatever is held, and so behind the piece `before`: the usual case.
 #[inline(always)]
 fn is_behind<L: Lines>(spot: &Spot<L>) -> bool {
     if spot.before == 0 {
         return false;
     }
     let Some(last) = spot.lines.piece(spot.before - 1) else { return false };
-    let end = at!(last.seq).get().wrapping_add(at!(last.len).get());
-    is_ours(last, &spot.place) && spot.segment.seq.wrapping_sub(end) as i32 >= 0
+    let line = spot.place.line;
+    is_ours(last, &spot.place) && spot.segment.seq.wrapping_sub(at!(line.pieces_end).get()) as i32 >= 0
 }
 
 unsafe extern "C" fn spot_step<L: Lines>(_: u32, spot: *mut c_void) -> i64 {

@@ -16,28 +16,29 @@ use reroute_common::table::{Client, Config, Server, drop, mode, orphan};
 #[inline(always)]
 pub fn ingress<P: Packet>(packet: P, interface: u32) -> Verdict {
     let Some(config) = maps::config() else { return Verdict::Pass };
-    let (port, pulse_port) = (at!(config.service_port).get(), at!(config.pulse_port).get());
+    let pulse_port = at!(config.pulse_port).get();
+    let wanted = maps::wanted(config, End::Destination, pulse_port);
     let mut told = Glance::Other;
     if let Some(head) = packet.head() {
-        let service = maps::service_ipv4(config);
-        told = glance(head, End::Destination, service, port, pulse_port);
+        told = glance(head, wanted);
         if told == Glance::Foreign {
             return Verdict::Pass;
         }
     }
     let Some(network) = maps::network(config, interface) else { return Verdict::Pass };
     let Some(frame) = maps::frame(maps::Way::In) else { return Verdict::Pass };
-    let filled = told == Glance::Service && packet.head().is_some_and(|head| fill(head, packet.len(), frame));
+    let filled = told == Glance::Service && packet.head().is_some_and(|head| fill(&packet, head, frame));
     if !filled {
         *frame = Frame::new();
         parse(&packet, frame);
         if frame.kind == Kind::Udp && frame.destination_port as u32 == pulse_port {
             return pulse::reflect(packet, frame, network);
         }
+        let port = frame.destination_port as u32;
         let ours = frame.destination == at!(config.service_address).address()
             && match frame.kind {
-                Kind::Tcp => frame.destination_port as u32 == port,
-                Kind::BrokenTcp => true,
+                Kind::Tcp => port == wanted.port,
+                Kind::BrokenTcp => port == wanted.port || port == 0,
                 _ => false,
             };
         if !ours {
@@ -80,13 +81,13 @@ fn quick<P: Packet>(packet: P, frame: &Frame) -> Quick {
         // A lease is held against the clock; what shadow mode counts, against the tick.
         let now = if mode == mode::ENFORCE { kernel::now() } else { tick };
         if let Some(reason) = admit::refusal(client, server, slot, now)
-            && refuse(packet, client, mode, reason)
+            && refuse(packet, frame, client, mode, reason)
         {
             return Quick::Drop;
         }
     }
     let rx = at!(line.rx);
-    count(line, packet.segments(), packet.len(), tick);
+    count(line, packet.segments(), frame.len, tick);
     if frame.payload_len > 0 {
         at!(rx.next_seq).set(frame.sequence.wrapping_add(frame.payload_len));
         at!(rx.remaining).set(at!(rx.remaining).get() - frame.payload_len);
@@ -152,21 +153,21 @@ fn acknowledged(line: Shared<Flow>, frame: &Frame, tick: u64) {
 
 /// Counts a refused packet. False: the mode lets it pass all the same.
 #[inline(always)]
-fn refuse<P: Packet>(packet: P, client: Shared<Client>, mode: u32, reason: usize) -> bool {
+fn refuse<P: Packet>(packet: P, frame: &Frame, client: Shared<Client>, mode: u32, reason: usize) -> bool {
     if mode != mode::ENFORCE {
         at!(client.would_drop).count(1);
         return false;
     }
     at!(client.drops).element(reason as u32).count(1);
-    apart(packet, client);
+    apart(packet, frame, client);
     true
 }
 
 /// Counts a packet that no line counts.
 #[inline(always)]
-fn apart<P: Packet>(packet: P, client: Shared<Client>) {
+fn apart<P: Packet>(packet: P, frame: &Frame, client: Shared<Client>) {
     at!(client.rx_packets).count(packet.segments() as u64);
-    at!(client.rx_bytes).count(packet.len() as u64);
+    at!(client.rx_bytes).count(frame.len as u64);
 }
 
 /// A segment that may begin a call or end a connection, or no segment at all. Not inlined: its stack and that of the
@@ -188,17 +189,17 @@ fn whole<P: Packet>(packet: P, frame: &Frame, index: u32) -> Verdict {
     };
     let mut verdict = Verdict::Pass;
     if let Some(reason) = refusal
-        && refuse(packet, client, mode, reason)
+        && refuse(packet, frame, client, mode, reason)
     {
         verdict = Verdict::Drop;
     } else if frame.kind != Kind::Tcp {
-        apart(packet, client);
+        apart(packet, frame, client);
     } else if is_syn(frame) && hidden(packet, config, client, server, now) {
         at!(client.drops).element(drop::SHIELD as u32).count(1);
-        apart(packet, client);
+        apart(packet, frame, client);
         verdict = Verdict::Drop;
     } else if !track(packet, frame, found, (slot, client, server, now)) {
-        apart(packet, client);
+        apart(packet, frame, client);
     }
     at!(client.in_progress).decrease(1);
     verdict
@@ -221,6 +222,14 @@ fn hidden<P: Packet>(
     !listener::look(packet.context(), config, server, now) && listener::shields(config, client, server, now)
 }
 
+/// A connection begins with this SYN.
+#[inline(always)]
+fn begin(line: Shared<Flow>, client: Shared<Client>, frame: &Frame) {
+    stream::begin(at!(line.rx), frame.sequence);
+    at!(line.client_syn).set(frame.sequence);
+    at!(client.opened).count(1);
+}
+
 /// A segment that gets in: its flow, its calls. False: no line counts it.
 #[inline(always)]
 fn track<P: Packet>(
@@ -238,15 +247,17 @@ fn track<P: Packet>(
             if syn {
                 let again = at!(line.state).get() == state::OPEN
                     && at!(rx.flags).get() & bits::SEEN != 0
-                    && at!(rx.next_seq).get() == frame.sequence.wrapping_add(1);
+                    && at!(line.client_syn).get() == frame.sequence;
                 if again {
-                    at!(rx.retransmitted).set(at!(rx.retransmitted).get() + 1);
+                    // Bytes that come with it count for it.
+                    if frame.payload_len == 0 {
+                        stream::again(rx);
+                    }
                 } else if at!(line.state).get() == state::OPEN && established() {
                     // The server answers a SYN inside an open connection with an ACK, and goes on.
                 } else {
                     flow::reopen(line, client, now);
-                    stream::begin(rx, frame.sequence);
-                    at!(client.opened).count(1);
+                    begin(line, client, frame);
                 }
             }
             found
@@ -271,8 +282,7 @@ fn track<P: Packet>(
             };
             let line = found.1;
             if syn {
-                stream::begin(at!(line.rx), frame.sequence);
-                at!(client.opened).count(1);
+                begin(line, client, frame);
             } else {
                 flow::uncertain(line, client);
             }
@@ -280,13 +290,16 @@ fn track<P: Packet>(
         }
     };
     let rx = at!(line.rx);
-    count(line, packet.segments(), packet.len(), now);
+    count(line, packet.segments(), frame.len, now);
     let about = About { slot, index, line, way: way::IN };
     if frame.flags & tcp::RST != 0 {
-        if at!(line.state).replace(state::OPEN, state::CLOSED) {
-            at!(client.reset).count(1);
-            signal::reset(&about);
-            flow::abandon(line, client, 0, orphan::ENDED);
+        signal::reset(&about, client);
+        flow::abandon(line, client, 0, orphan::ENDED);
+        return true;
+    }
+    if at!(rx.flags).get() & bits::RESET != 0 {
+        if frame.payload_len > 0 && established() {
+            flow::uncertain(line, client);
         }
         return true;
     }
@@ -301,13 +314,22 @@ fn track<P: Packet>(
             follow::calls(packet, Tables, &place, segment);
             let again = at!(rx.retransmitted).get() != again;
             signal::retransmission(&about, again, at!(rx.next_seq).get() != next);
-        } else if established() {
-            flow::uncertain(line, client);
+        } else {
+            if stream::is_behind(rx, frame.sequence) {
+                stream::again(rx);
+            }
+            if established() {
+                flow::uncertain(line, client);
+            }
         }
     }
     if frame.flags & tcp::FIN != 0 {
         let tx = at!(line.tx);
-        if at!(rx.flags).or(bits::FIN) & bits::FIN == 0 && at!(tx.flags).get() & bits::FIN == 0 {
+        if at!(rx.flags).or(bits::FIN) & bits::FIN != 0 {
+            if frame.payload_len == 0 {
+                stream::again(rx);
+            }
+        } else if at!(tx.flags).get() & bits::FIN == 0 {
             at!(client.closed).count(1);
         }
         // Calls still waiting may be answered yet, and bytes may be missing before it: the server's own FIN ends that.

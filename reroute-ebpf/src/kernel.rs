@@ -109,6 +109,14 @@ impl Packet for XdpPacket {
         (unsafe { helpers::bpf_xdp_get_buff_len(self.md) }) as u32
     }
     #[inline(always)]
+    fn len_of(&self, end: u32) -> u32 {
+        // SAFETY: the context lives as long as the run.
+        let (start, data_end) = unsafe { ((*self.md).data as usize, (*self.md).data_end as usize) };
+        // In full width: half a pointer is none.
+        let near = data_end - start;
+        if end as usize <= near { near as u32 } else { self.len() }
+    }
+    #[inline(always)]
     fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
         let mut bytes = MaybeUninit::<[u8; N]>::uninit();
         // SAFETY: the helper writes N bytes or says no.

@@ -3,7 +3,7 @@
 use crate::at;
 use crate::cell::Shared;
 use crate::flow::Lines;
-use crate::parse::Frame;
+use crate::parse::{End, Frame, Wanted};
 use crate::timer::Scan;
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, bpf_timer};
 use aya_ebpf::btf_maps;
@@ -111,13 +111,20 @@ pub fn scratch() -> Option<Shared<[u64; pulse::LEN / 8]>> {
     scratch_at(0)
 }
 
-/// The service's IPv4 address as it lies in a packet; of an IPv6 one, its end.
+/// What to look for at this end of a packet. `pulse_port`: none, if it is out of range.
 #[inline(always)]
-pub fn service_ipv4(config: Shared<Config>) -> u32 {
+pub fn wanted(config: Shared<Config>, end: End, pulse_port: u32) -> Wanted {
     let address = at!(config.service_address);
     // SAFETY: an address is 16 bytes at an offset divisible by 8: four words.
     let words: Shared<[u32; 4]> = unsafe { Shared::new(address.as_ptr().cast()) };
-    words.element(3).get()
+    Wanted {
+        end,
+        // RFC 4291 §2.5.5.2.
+        is_ipv4: words.element(2).get() == u32::from_be(0xffff),
+        service: words.element(3).get(),
+        port: at!(config.service_port).get(),
+        pulse_port,
+    }
 }
 
 /// The network an interface belongs to; none: not ours.

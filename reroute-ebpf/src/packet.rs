@@ -18,6 +18,11 @@ pub trait Packet: Bytes {
     fn head(&self) -> Option<&[u8; HEAD]>;
     /// Bytes of the frame, all buffers.
     fn len(&self) -> u32;
+    /// [`len`](Packet::len), where the first `end` bytes are expected to lie together: then it costs less.
+    fn len_of(&self, end: u32) -> u32 {
+        let _ = end;
+        self.len()
+    }
     fn is_empty(&self) -> bool {
         self.len() == 0
     }

@@ -12,7 +12,8 @@ pub enum Kind {
     Other,
     Tcp,
     Udp,
-    /// TCP, as far as one can tell, but a fragment or cut short: its ports or its calls cannot be judged.
+    /// TCP, as far as one can tell, but a fragment or cut short: its calls cannot be judged. Ports that cannot be read
+    /// are 0.
     BrokenTcp,
 }
 
@@ -40,6 +41,8 @@ pub struct Frame {
     pub acknowledgment: u32,
     /// Not scaled: only 0 means the same to all.
     pub window: u16,
+    /// Of the whole frame.
+    pub len: u32,
     /// Where the IP header begins.
     pub ip: u32,
     /// Where the TCP or UDP header begins.
@@ -64,6 +67,7 @@ impl Frame {
             sequence: 0,
             acknowledgment: 0,
             window: 0,
+            len: 0,
             ip: 0,
             transport: 0,
             payload: 0,
@@ -119,43 +123,60 @@ pub enum End {
     Destination,
 }
 
-/// `service`: IPv4 address as it lies in memory; ports in host order. The common frames are told apart by it, without
-/// a call.
+/// What to look for in a head.
+#[derive(Clone, Copy)]
+pub struct Wanted {
+    /// Where the service's address and port stand.
+    pub end: End,
+    /// Whether the service has an IPv4 address ...
+    pub is_ipv4: bool,
+    /// ... and which, as it lies in memory.
+    pub service: u32,
+    /// Ports in host order.
+    pub port: u32,
+    pub pulse_port: u32,
+}
+
+/// Tells the common frames apart, without a call.
 #[inline(always)]
-pub fn glance(head: &[u8; HEAD], end: End, service: u32, port: u32, pulse_port: u32) -> Glance {
+pub fn glance(head: &[u8; HEAD], wanted: Wanted) -> Glance {
     let word = |i: usize| u32::from_ne_bytes([head[i], head[i + 1], head[i + 2], head[i + 3]]);
     match be16(head[12], head[13]) {
         IPV4 => {}
-        0x8100 | 0x88a8 | IPV6 => return Glance::Other,
+        0x8100 | 0x88a8 => return Glance::Other,
+        // A pulse, or of a service that has such an address.
+        IPV6 if head[20] == UDP || !wanted.is_ipv4 => return Glance::Other,
         _ => return Glance::Foreign,
     }
     let protocol = head[23];
-    let address = word(if end == End::Source { 26 } else { 30 });
+    let is_ours = wanted.is_ipv4 && word(if wanted.end == End::Source { 26 } else { 30 }) == wanted.service;
     if protocol != TCP && protocol != UDP {
         return Glance::Foreign;
     }
     // Options or a fragment.
     if head[14] != 0x45 || (be16(head[20], head[21]) & 0x3fff) != 0 {
-        return if address == service { Glance::Other } else { Glance::Foreign };
+        return if is_ours { Glance::Other } else { Glance::Foreign };
     }
-    let at = if end == End::Source { 34 } else { 36 };
+    let at = if wanted.end == End::Source { 34 } else { 36 };
     let known = be16(head[at], head[at + 1]) as u32;
     if protocol == UDP {
-        return if known == pulse_port { Glance::Other } else { Glance::Foreign };
+        return if known == wanted.pulse_port { Glance::Other } else { Glance::Foreign };
     }
-    if address == service && known == port { Glance::Service } else { Glance::Foreign }
+    if is_ours && known == wanted.port { Glance::Service } else { Glance::Foreign }
 }
 
-/// Fills `frame` from a head that is [`Glance::Service`]. False: [`parse`] has to look.
+/// Fills `frame` from a head that is [`Glance::Service`]. False: it is none.
 #[inline(always)]
-pub fn fill(head: &[u8; HEAD], len: u32, frame: &mut Frame) -> bool {
+pub fn fill<P: Packet>(packet: &P, head: &[u8; HEAD], frame: &mut Frame) -> bool {
     let long = |i: usize| u32::from_be_bytes([head[i], head[i + 1], head[i + 2], head[i + 3]]);
     let end = ETH_LEN + be16(head[16], head[17]) as u32;
     let payload = 34 + ((head[46] >> 4) as u32) * 4;
+    let len = packet.len_of(end);
     if end > len || payload < 54 || payload > end {
         return false;
     }
     // One by one: a whole frame would be built on the stack first.
+    frame.len = len;
     frame.kind = Kind::Tcp;
     frame.ipv4 = true;
     frame.flags = head[47];
@@ -182,6 +203,7 @@ const fn be16(hi: u8, lo: u8) -> u16 {
 /// Not inlined: its stack is given back before anything else is called.
 #[inline(never)]
 pub fn parse<P: Packet>(packet: &P, frame: &mut Frame) {
+    frame.len = packet.len();
     let Some(eth) = packet.load::<14>(0) else { return };
     let mut ethertype = be16(eth[12], eth[13]);
     let mut offset = ETH_LEN;
@@ -210,10 +232,10 @@ fn ipv4<P: Packet>(packet: &P, frame: &mut Frame) {
     let protocol = h[9];
     let fragment = be16(h[6], h[7]) & 0x3fff != 0;
     let total = be16(h[2], h[3]) as u32;
-    let room = packet.len() - frame.ip;
+    let room = frame.len - frame.ip;
     // 0: a super-packet the kernel built itself (BIG TCP).
     let ip_len = if total == 0 { room } else { total };
-    if h[0] >> 4 != 4 || header_len < 20 || fragment || ip_len > room {
+    if h[0] >> 4 != 4 || header_len < 20 || fragment {
         if protocol == TCP {
             frame.kind = Kind::BrokenTcp;
         }
@@ -230,7 +252,7 @@ fn ipv6<P: Packet>(packet: &P, frame: &mut Frame) {
     let Some(destination) = packet.load::<16>(frame.ip + 24) else { return };
     frame.source = source;
     frame.destination = destination;
-    let room = packet.len() - frame.ip - 40;
+    let room = frame.len - frame.ip - 40;
     let length = be16(h[4], h[5]) as u32;
     let length = if length == 0 { room } else { length };
     let mut next = h[6];
@@ -259,12 +281,6 @@ fn ipv6<P: Packet>(packet: &P, frame: &mut Frame) {
         };
         offset += step;
     }
-    if length > room {
-        if next == TCP {
-            frame.kind = Kind::BrokenTcp;
-        }
-        return;
-    }
     frame.transport = offset;
     transport(packet, frame, next, frame.ip + 40 + length);
 }
@@ -274,7 +290,10 @@ fn transport<P: Packet>(packet: &P, frame: &mut Frame, protocol: u8, end: u32) {
     let offset = frame.transport;
     if protocol == TCP {
         frame.kind = Kind::BrokenTcp;
-        if offset + TCP_LEN > end {
+        let Some(ports) = packet.load::<4>(offset) else { return };
+        frame.source_port = be16(ports[0], ports[1]);
+        frame.destination_port = be16(ports[2], ports[3]);
+        if offset + TCP_LEN > end || end > frame.len {
             return;
         }
         let Some(h) = packet.load::<20>(offset) else { return };
@@ -282,8 +301,6 @@ fn transport<P: Packet>(packet: &P, frame: &mut Frame, protocol: u8, end: u32) {
         if header_len < TCP_LEN || offset + header_len > end {
             return;
         }
-        frame.source_port = be16(h[0], h[1]);
-        frame.destination_port = be16(h[2], h[3]);
         frame.sequence = u32::from_be_bytes([h[4], h[5], h[6], h[7]]);
         frame.acknowledgment = u32::from_be_bytes([h[8], h[9], h[10], h[11]]);
         frame.flags = h[13];
@@ -292,7 +309,7 @@ fn transport<P: Packet>(packet: &P, frame: &mut Frame, protocol: u8, end: u32) {
         frame.payload_len = end - frame.payload;
         frame.kind = Kind::Tcp;
     } else if protocol == UDP {
-        if offset + UDP_LEN > end {
+        if offset + UDP_LEN > end || end > frame.len {
             return;
         }
         let Some(h) = packet.load::<8>(offset) else { return };

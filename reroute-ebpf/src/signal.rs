@@ -5,7 +5,8 @@ use crate::cell::Shared;
 use crate::maps;
 use crate::parse::{Frame, tcp};
 use reroute_common::event::{Event, kind, way};
-use reroute_common::flow::{Flow, raised};
+use reroute_common::flow::{Flow, raised, state, stream};
+use reroute_common::table::Client;
 
 /// Without a retransmission for this long, it is over, ns.
 const CALM: u64 = 100_000_000;
@@ -75,8 +76,15 @@ pub fn retransmission(about: &About, again: bool, new: bool) {
     }
 }
 
-/// A RST ended the connection.
+/// A RST. It counts, and is told, if the connection was not ending anyhow.
 #[inline(always)]
-pub fn reset(about: &About) {
-    emit(about, kind::RESET);
+pub fn reset(about: &About, client: Shared<Client>) {
+    let line = about.line;
+    let (rx, tx) = (at!(line.rx), at!(line.tx));
+    let before = at!(rx.flags).or(stream::RESET);
+    at!(line.state).replace(state::OPEN, state::CLOSED);
+    if (before | at!(tx.flags).get()) & (stream::RESET | stream::FIN) == 0 {
+        at!(client.reset).count(1);
+        emit(about, kind::RESET);
+    }
 }

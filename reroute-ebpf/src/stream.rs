@@ -34,6 +34,18 @@ pub fn begin(s: Shared<Stream>, syn: u32) {
     at!(s.more).set(0);
 }
 
+/// Counts a segment that brings nothing new: a SYN or FIN sent again, or bytes of a connection that is over.
+#[inline(always)]
+pub fn again(s: Shared<Stream>) {
+    at!(s.retransmitted).set(at!(s.retransmitted).get() + 1);
+}
+
+/// Whether bytes from `seq` on have been seen before.
+#[inline(always)]
+pub fn is_behind(s: Shared<Stream>, seq: u32) -> bool {
+    at!(s.flags).get() & stream::SEEN != 0 && (seq.wrapping_sub(at!(s.next_seq).get()) as i32) < 0
+}
+
 /// Takes in where a segment of `len` (not 0) bytes stands.
 #[inline(always)]
 pub fn enter(s: Shared<Stream>, seq: u32, len: u32) -> Fit {
@@ -48,7 +60,7 @@ pub fn enter(s: Shared<Stream>, seq: u32, len: u32) -> Fit {
     let mut skip = 0;
     if ahead < 0 {
         let overlap = ahead.unsigned_abs();
-        at!(s.retransmitted).set(at!(s.retransmitted).get() + 1);
+        again(s);
         if overlap >= len {
             return Fit::Old;
         }

@@ -258,6 +258,7 @@ pub mod tests {
                 pulse_port: 7481,
                 unanswered_limit_ns: 50_000_000,
                 unacked_limit_ns: 0,
+                look_again_ns: 0,
                 affirm_ns: 0,
                 shield_ns: 0,
                 timer_period_ns: 0,

@@ -4,7 +4,7 @@ use super::{SensorError, Settings};
 use aya::maps::{Map, MapData};
 use aya::programs::{Program, ProgramError, SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
-use reroute_common::flow::{Flow, MAX_FLOWS, MAX_PIECES, Piece};
+use reroute_common::flow::{Flow, MAX_FLOWS, MAX_PIECES, Piece, Watch};
 use reroute_common::table::{AddressKey, Client, Config, MAX_CLIENTS, Server, pin};
 use std::path::Path;
 

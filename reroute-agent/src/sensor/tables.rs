@@ -5,7 +5,7 @@ use super::load::{take_array, take_map};
 use super::raw::View;
 use super::{Registration, SensorError, Settings};
 use crate::clock;
-use crate::config::{AdmissionMode, interface_index, map_address, ns};
+use crate::config::{AdmissionMode, Timing, interface_index, map_address, ns};
 use aya::Ebpf;
 use aya::maps::{HashMap, MapData};
 use reroute_common::class;
@@ -18,6 +18,9 @@ use reroute_core::ids::{HostId, Network};
 use std::collections::BTreeMap;
 use std::mem::offset_of;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+
+/// The timer looks at calls that wait at least this often.
+const LOOK_AGAIN_MS: u64 = 10;
 
 /// Times that sums are read until no line moved meanwhile.
 const SUM_TRIES: u32 = 16;
@@ -95,6 +98,7 @@ impl Tables {
             pulse_port: pulse::PORT.into(),
             unanswered_limit_ns: ns(timing.unanswered_ms),
             unacked_limit_ns: ns(timing.unacked_ms),
+            look_again_ns: look_again(timing),
             affirm_ns: ns(timing.affirm_ms),
             shield_ns: ns(timing.shield_ms),
             timer_period_ns: timing.timer_us * 1000,
@@ -237,4 +241,10 @@ impl Tables {
             .filter_map(|i| self.flows.read(i).map(|flow| (i, flow)))
             .collect()
     }
+}
+
+/// No longer than any limit may be: what comes in between two looks is then seen in time.
+fn look_again(timing: &Timing) -> u64 {
+    let limits = [timing.unanswered_floor_ms, timing.unanswered_ms, timing.unacked_ms];
+    ns(limits.into_iter().fold(LOOK_AGAIN_MS, u64::min))
 }
