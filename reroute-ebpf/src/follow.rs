@@ -68,24 +68,19 @@ pub fn calls<P: Packet, L: Lines + Copy>(packet: P, lines: L, place: &Place, seg
         }
     }
     let fit = stream::enter(rx, segment.seq, segment.len);
-    let mut skip = 0;
+    let mut rest = Rest { offset: segment.offset, left: segment.len };
     match fit {
         // An orphan stands for what a lost stream hides.
         Fit::Old | Fit::Unseen => return,
-        Fit::New { skip: n } => {
-            skip = n;
-            if n == 0 && held::overlaps(lines, place, segment.seq.wrapping_add(segment.len)) {
+        Fit::New { skip } => {
+            rest = Rest { offset: segment.offset + skip, left: segment.len - skip };
+            if skip == 0 && held::overlaps(lines, place, segment.seq.wrapping_add(segment.len)) {
                 stream::again(rx);
             }
         }
-        // The server's TCP keeps it until the bytes before it have come. So do we.
-        Fit::Ahead if held::hold(packet, lines, place, segment) => {
-            // The bytes before it may have come on another CPU just now.
-            if !held::drain(lines, place) {
-                lost_calls(lines, place);
-            }
-            return;
-        }
+        // The server's TCP keeps it until the bytes before it have come. So do we; they may have come on another CPU
+        // just now.
+        Fit::Ahead if held::hold(packet, lines, place, segment) => rest.left = 0,
         Fit::Ahead => {
             if !stream::leap(rx, segment.seq, segment.len) {
                 lost_calls(lines, place);
@@ -94,14 +89,13 @@ pub fn calls<P: Packet, L: Lines + Copy>(packet: P, lines: L, place: &Place, seg
         Fit::Unsynced => {}
     }
     if at!(rx.flags).get() & bits::SYNCED == 0 {
-        let peeked = stream::peek(&packet, rx, segment.offset, segment.len, rpc::CALL_HEAD);
+        let peeked = rest.left != 0 && stream::peek(&packet, rx, segment.offset, segment.len, rpc::CALL_HEAD);
         if !peeked || !rpc::looks_like_call(rx) {
             return;
         }
         stream::resync(rx);
     }
-    let rest = Rest { offset: segment.offset + skip, left: segment.len - skip };
-    if !walk_calls(packet, lines, place, rest) || !held::drain(lines, place) {
+    if (rest.left != 0 && !walk_calls(packet, lines, place, rest)) || !held::drain(lines, place) {
         lost_calls(lines, place);
     }
 }

@@ -78,6 +78,7 @@ fn tagged(data: &[u8], frame: &Frame) {
         ip: moved(frame.ip),
         transport: moved(frame.transport),
         payload: moved(frame.payload),
+        len: frame.len + 4,
         ..*frame
     };
     assert_eq!(parsed(&bytes), expected);
@@ -91,7 +92,7 @@ fn is_open_ended(data: &[u8], frame: &Frame) -> bool {
 /// Padding is no payload.
 fn padded(data: &[u8], frame: &Frame) {
     if matches!(frame.kind, Kind::Tcp | Kind::Udp) && !is_open_ended(data, frame) {
-        assert_eq!(parsed(&[data, &[0xee; 7]].concat()), *frame);
+        assert_eq!(parsed(&[data, &[0xee; 7]].concat()), Frame { len: frame.len + 7, ..*frame });
     }
 }
 
@@ -99,7 +100,7 @@ fn padded(data: &[u8], frame: &Frame) {
 fn cut(data: &[u8], frame: &Frame) {
     if frame.kind == Kind::Tcp && !is_open_ended(data, frame) {
         let end = end(frame);
-        assert_eq!(parsed(&data[..end]), *frame);
+        assert_eq!(parsed(&data[..end]), Frame { len: end as u32, ..*frame });
         for len in [end - 1, frame.payload as usize - 1, frame.transport as usize] {
             let short = parsed(&data[..len]);
             assert_eq!((short.kind, short.payload_len), (Kind::BrokenTcp, 0), "cut at {len}");
