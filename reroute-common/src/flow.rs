@@ -140,7 +140,7 @@ pub struct Flow {
     pub waiting: u32,
     /// Signals that stand: bits of [`raised`].
     pub raised: u32,
-    /// No call came before this, as [`call`] packs it; 0: the timer has to look.
+    /// A call, as [`call`] packs it, answered since or not: none that waits is older. 0: the timer has to look.
     pub oldest: u64,
     /// The last packet either way, ns, to the tick.
     pub last_at: u64,

@@ -25,33 +25,35 @@ pub fn egress<P: Packet>(packet: P, interface: u32) -> Verdict {
             return Verdict::Pass;
         }
     }
-    let Some(network) = maps::network(config, interface) else { return Verdict::Pass };
     let Some(frame) = maps::frame(maps::Way::Out) else { return Verdict::Pass };
-    let filled = told == Glance::Service && packet.head().is_some_and(|head| fill(&packet, head, frame));
+    let network = || maps::network(config, interface);
+    let filled = told == Glance::Service
+        && packet.head().is_some_and(|head| fill(&packet, head, (End::Source, interface), network, frame));
     if !filled {
+        let Some(network) = network() else { return Verdict::Pass };
         *frame = Frame::new();
         parse(&packet, frame);
         if frame.source != at!(config.service_address).address() {
             return Verdict::Pass;
         }
         let port = frame.source_port as u32;
+        frame.set_key(End::Source, network);
         match frame.kind {
             Kind::Tcp if port == wanted.port => {}
             Kind::BrokenTcp if port == wanted.port || port == 0 => {
-                count_apart(network, frame, packet.segments(), frame.len);
+                count_apart(frame, packet.segments(), frame.len);
                 return Verdict::Pass;
             }
             _ => return Verdict::Pass,
         }
     }
-    frame.set_key(End::Source, network);
     service(packet, frame)
 }
 
 /// Counts a packet that no line counts.
 #[inline(always)]
-fn count_apart(network: u32, frame: &Frame, segments: u32, bytes: u32) -> Option<Shared<Client>> {
-    let client = maps::client(maps::slot(network, &frame.destination))?;
+fn count_apart(frame: &Frame, segments: u32, bytes: u32) -> Option<Shared<Client>> {
+    let client = maps::client(maps::slot(frame.key.network, &frame.key.remote))?;
     at!(client.tx_packets).count(segments as u64);
     at!(client.tx_bytes).count(bytes as u64);
     Some(client)
@@ -59,14 +61,14 @@ fn count_apart(network: u32, frame: &Frame, segments: u32, bytes: u32) -> Option
 
 /// A segment of the service. Each wire segment of a super-packet repeats the headers.
 #[inline(always)]
-fn service<P: Packet>(packet: P, frame: &Frame) -> Verdict {
+fn service<P: Packet>(packet: P, frame: &mut Frame) -> Verdict {
     let Some(server) = maps::server() else { return Verdict::Pass };
     let segments = packet.segments();
     let bytes = frame.len + (segments - 1) * frame.payload;
     let tick = at!(server.tick_at).get();
     let ends = frame.flags & (tcp::FIN | tcp::RST) != 0;
-    let Some((index, line)) = flow::find(&Tables, &frame.key) else {
-        let Some(client) = count_apart(frame.key.network, frame, segments, bytes) else {
+    let Some((index, line)) = maps::locate(frame) else {
+        let Some(client) = count_apart(frame, segments, bytes) else {
             return Verdict::Pass;
         };
         return if ends { closing(packet, client) } else { Verdict::Pass };

@@ -3,6 +3,7 @@
 use crate::at;
 use crate::cell::Shared;
 use crate::kernel::repeat;
+use crate::parse::NOWHERE;
 use crate::rpc::Call;
 use core::ffi::c_void;
 use reroute_common::class;
@@ -64,21 +65,24 @@ fn same_key(line: Shared<Flow>, key: &FlowKey) -> bool {
     word(0) && word(1) && word(2) && word(3) && word(4)
 }
 
-/// The line of a flow, open or closed.
+/// Whether this is the line of a flow, open or closed.
 #[inline(always)]
-pub fn find<L: Lines>(lines: &L, key: &FlowKey) -> Option<(u32, Shared<Flow>)> {
+pub fn is_of(line: Shared<Flow>, key: &FlowKey) -> bool {
+    let state = at!(line.state).get();
+    (state == state::OPEN || state == state::CLOSED) && same_key(line, key)
+}
+
+/// The index of the line of a flow, open or closed; [`NOWHERE`]: it has none.
+#[inline(always)]
+pub fn find<L: Lines>(lines: &L, key: &FlowKey) -> u32 {
     let set = set_of(key);
-    let mut found = u32::MAX;
     for way in 0..WAYS {
         let Some(line) = lines.line(set + way) else { continue };
-        let state = at!(line.state).get();
-        if (state == state::OPEN || state == state::CLOSED) && same_key(line, key) {
-            found = set + way;
-            break;
+        if is_of(line, key) {
+            return set + way;
         }
     }
-    let found = lines.opaque(found);
-    Some((found, lines.line(found)?))
+    NOWHERE
 }
 
 /// How readily a line is given away, the oldest of a kind first; 0: not at all.
@@ -284,7 +288,7 @@ fn find_call(line: Shared<Flow>, xid: u32) -> u32 {
     NO_SLOT
 }
 
-/// A complete call has come in.
+/// A complete call has come in. The client's `in_progress` counts it already.
 #[inline(always)]
 pub fn accept<L: Lines>(
     lines: &L,
@@ -302,6 +306,7 @@ pub fn accept<L: Lines>(
             free = index;
         } else if call::xid(held) == new.xid {
             // Sent again while the first one is still waited for.
+            at!(client.in_progress).decrease(1);
             return;
         }
     }
@@ -309,13 +314,13 @@ pub fn accept<L: Lines>(
     seen.set(seen.get() + 1);
     if free == NO_SLOT {
         orphan(client, orphan::UNTRACKED);
+        at!(client.in_progress).decrease(1);
         at!(server.untracked_calls).count(1);
         return;
     }
     let packed = call::pack(new.xid, new.class, now);
-    at!(client.in_progress).increase(1);
     if at!(line.waiting).increase(1) == 0 {
-        at!(line.oldest).set(call::time(packed));
+        at!(line.oldest).set(packed);
     }
     let slot = at!(line.calls).element(free);
     if slot.replace(0, packed) {
@@ -382,19 +387,26 @@ pub fn missed_any(line: Shared<Flow>) -> bool {
     at!(rx.lost).get() != 0 || at!(rx.flags).get() & stream::UNCERTAIN != 0
 }
 
-/// Its oldest call: age, seen from `now`, and time as packed. Zeros: none waits.
+/// Whether a call, as packed, is still waited for.
+#[inline(always)]
+pub fn still_waits(line: Shared<Flow>, packed: u64) -> bool {
+    let index = find_call(line, call::xid(packed));
+    index != NO_SLOT && at!(line.calls).element(index).get() == packed
+}
+
+/// Its oldest call: age, seen from `now`, and as packed. Zeros: none waits.
 #[inline(always)]
 pub fn oldest_call(line: Shared<Flow>, now: u64) -> (u64, u64) {
-    let (mut oldest, mut time) = (0, 0);
+    let (mut oldest, mut call) = (0, 0);
     for index in 0..CALL_SLOTS as u32 {
         let held = at!(line.calls).element(index).get();
         let age = call::age_ns(held, now);
-        if held != 0 && (time == 0 || age > oldest) {
+        if held != 0 && (call == 0 || age > oldest) {
             oldest = age;
-            time = call::time(held);
+            call = held;
         }
     }
-    (oldest, time)
+    (oldest, call)
 }
 
 #[cfg(test)]
@@ -430,6 +442,16 @@ mod tests {
         }
     }
 
+    fn found(t: &Table, port: u16) -> Option<(u32, Shared<Flow>)> {
+        let index = find(t, &key(port));
+        Some((index, t.line(index)?))
+    }
+
+    fn take(t: &Table, at: (u32, Shared<Flow>), client: Shared<Client>, call: Call, now: u64) {
+        at!(client.in_progress).increase(1);
+        accept(t, at, client, t.server, call, now);
+    }
+
     /// One set, whatever the hash says.
     fn table() -> Table {
         Table {
@@ -454,20 +476,20 @@ mod tests {
         }
         let later = now + 1_000_000_000;
         assert!(claim(&t, t.server, &key(100), 1, later).is_none(), "all live");
-        let (_, line) = find(&t, &key(5)).unwrap();
+        let (_, line) = found(&t, 5).unwrap();
         at!(line.state).set(state::CLOSED);
-        assert!(find(&t, &key(5)).is_some(), "a closed flow is still found");
+        assert!(found(&t, 5).is_some(), "a closed flow is still found");
         assert!(claim(&t, t.server, &key(100), 1, later).is_some());
-        assert!(find(&t, &key(5)).is_none());
+        assert!(found(&t, 5).is_none());
         let server = t.server;
         assert_eq!(at!(server.evicted_flows).get(), 0, "closed lines are not evicted, they are used again");
         // The one that is idle longest is evicted, and its calls become orphans.
-        let (index, line) = find(&t, &key(0)).unwrap();
+        let (index, line) = found(&t, 0).unwrap();
         let client = t.clients[1];
-        accept(&t, (index, line), client, server, Call { xid: 7, class: 1 }, later);
+        take(&t, (index, line), client, Call { xid: 7, class: 1 }, later);
         assert_eq!((at!(client.in_progress).get(), t.woken.borrow().clone()), (1, vec![index]));
         assert!(claim(&t, t.server, &key(101), 1, now + 2 * IDLE).is_some());
-        assert!(find(&t, &key(0)).is_none());
+        assert!(found(&t, 0).is_none());
         assert_eq!(at!(server.evicted_flows).get(), 1);
         assert_eq!((at!(client.in_progress).get(), at!(client.orphans).get()), (0, 1));
     }
@@ -488,18 +510,18 @@ mod tests {
         let later = now + 1_000_000;
         let mut gone = vec![];
         for port in 100..104 {
-            let known: Vec<u16> = (0..WAYS as u16).filter(|p| find(&t, &key(*p)).is_some()).collect();
+            let known: Vec<u16> = (0..WAYS as u16).filter(|p| found(&t, *p).is_some()).collect();
             if let Some((_, line)) = claim(&t, t.server, &key(port), 1, later) {
                 at!(line.rx.flags).set(stream::ACKED);
             }
-            gone.extend(known.into_iter().filter(|p| find(&t, &key(*p)).is_none()));
+            gone.extend(known.into_iter().filter(|p| found(&t, *p).is_none()));
         }
         assert_eq!(gone, [0, 1, 2], "in this order, and no live one");
         assert!(claim(&t, t.server, &key(104), 0, later).is_none(), "a stranger takes nothing from a client");
         assert!(claim(&t, t.server, &key(104), 0, later + 2 * IDLE).is_none(), "not even what is idle");
         // What was counted for those that went is their client's.
         let client = t.clients[1];
-        let (_, line) = find(&t, &key(3)).unwrap();
+        let (_, line) = found(&t, 3).unwrap();
         at!(line.rx.packets).set(5);
         at!(line.calls_seen).element(2).set(3);
         at!(line.state).set(state::CLOSED);
@@ -514,7 +536,7 @@ mod tests {
         let client = t.clients[1];
         let start = 10_000_000_000;
         for xid in [3, 4, 3] {
-            accept(&t, (index, line), client, t.server, Call { xid, class: 2 }, start);
+            take(&t, (index, line), client, Call { xid, class: 2 }, start);
         }
         assert_eq!((at!(client.in_progress).get(), at!(line.waiting).get()), (2, 2));
         assert!(answer(line, client, 67, start).is_none(), "same slot, another XID");
@@ -524,8 +546,9 @@ mod tests {
         assert_eq!((at!(client.in_progress).get(), at!(client.orphans).get()), (1, 0));
         let latency = at!(client.latency).element(2);
         assert_eq!(latency.element(bucket(5_000_000)).get(), 1);
-        let (age, time) = oldest_call(line, start + 80_000_000);
-        assert_eq!(time, call::time(call::pack(2, 3, start)));
+        let (age, oldest) = oldest_call(line, start + 80_000_000);
+        assert_eq!(oldest, call::pack(4, 2, start));
+        assert!(still_waits(line, oldest) && !still_waits(line, call::pack(4, 2, start + 5_000_000)));
         assert!((79_990_000..=80_010_000).contains(&age), "{age}");
         abandon(line, client, 0, orphan::ENDED);
         assert_eq!((at!(client.in_progress).get(), at!(client.orphans).get()), (0, 1));

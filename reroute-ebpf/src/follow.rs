@@ -138,6 +138,9 @@ unsafe extern "C" fn call_step<B: Bytes, L: Lines + Copy>(_: u32, walk: *mut c_v
         }
         Step::Record => {
             let call = rpc::call(rx);
+            // Before it is in any slot: whoever counts sees it.
+            let client = place.client;
+            at!(client.in_progress).increase(1);
             flow::accept(&walk.lines, (place.index, line), place.client, place.server, call, place.now);
             0
         }

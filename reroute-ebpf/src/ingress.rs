@@ -5,9 +5,9 @@ use crate::flow;
 use crate::follow::{self, Place, Segment};
 use crate::maps::{self, Tables};
 use crate::packet::Packet;
-use crate::parse::{End, Frame, Glance, Kind, fill, glance, parse, tcp};
+use crate::parse::{End, Frame, Glance, Kind, NOWHERE, fill, glance, parse, tcp};
 use crate::signal::{self, About};
-use crate::{Verdict, admit, at, held, kernel, listener, pulse, stream};
+use crate::{Verdict, admit, at, held, kernel, listener, pulse, rpc, stream};
 use reroute_common::event::way;
 use reroute_common::flow::{Flow, state, stream as bits};
 use reroute_common::table::{Client, Config, Server, drop, mode, orphan};
@@ -16,8 +16,7 @@ use reroute_common::table::{Client, Config, Server, drop, mode, orphan};
 #[inline(always)]
 pub fn ingress<P: Packet>(packet: P, interface: u32) -> Verdict {
     let Some(config) = maps::config() else { return Verdict::Pass };
-    let pulse_port = at!(config.pulse_port).get();
-    let wanted = maps::wanted(config, End::Destination, pulse_port);
+    let wanted = maps::wanted(config, End::Destination, at!(config.pulse_port).get());
     let mut told = Glance::Other;
     if let Some(head) = packet.head() {
         told = glance(head, wanted);
@@ -25,95 +24,159 @@ pub fn ingress<P: Packet>(packet: P, interface: u32) -> Verdict {
             return Verdict::Pass;
         }
     }
-    let Some(network) = maps::network(config, interface) else { return Verdict::Pass };
     let Some(frame) = maps::frame(maps::Way::In) else { return Verdict::Pass };
-    let filled = told == Glance::Service && packet.head().is_some_and(|head| fill(&packet, head, frame));
+    let network = || maps::network(config, interface);
+    let filled = told == Glance::Service
+        && packet
+            .head()
+            .is_some_and(|head| fill(&packet, head, (End::Destination, interface), network, frame));
     if !filled {
-        *frame = Frame::new();
-        parse(&packet, frame);
-        if frame.kind == Kind::Udp && frame.destination_port as u32 == pulse_port {
-            return pulse::reflect(packet, frame, network);
-        }
-        let port = frame.destination_port as u32;
-        let ours = frame.destination == at!(config.service_address).address()
-            && match frame.kind {
-                Kind::Tcp => port == wanted.port,
-                Kind::BrokenTcp => port == wanted.port || port == 0,
-                _ => false,
-            };
-        if !ours {
-            return Verdict::Pass;
+        match parsed(packet, frame, interface) {
+            Parsed::Foreign => return Verdict::Pass,
+            Parsed::Pulse => return pulse::reflect(packet, frame, frame.key.network),
+            Parsed::Ours => {}
         }
     }
+    match quickly(packet, frame) {
+        quick::PASS => Verdict::Pass,
+        quick::DROP => Verdict::Drop,
+        index => whole(packet, frame, index),
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Parsed {
+    Foreign,
+    Pulse,
+    Ours,
+}
+
+/// Reads a frame that a glance does not tell: tags, options, IPv6, pulses. Not inlined: its stack is given back.
+#[inline(never)]
+fn parsed<P: Packet>(packet: P, frame: &mut Frame, interface: u32) -> Parsed {
+    let Some(config) = maps::config() else { return Parsed::Foreign };
+    let Some(network) = maps::network(config, interface) else { return Parsed::Foreign };
+    *frame = Frame::new();
+    parse(&packet, frame);
     frame.set_key(End::Destination, network);
-    match quick(packet, frame) {
-        Quick::Pass => Verdict::Pass,
-        Quick::Drop => Verdict::Drop,
-        Quick::Whole(index) => whole(packet, frame, index),
+    if frame.kind == Kind::Udp && frame.destination_port as u32 == at!(config.pulse_port).get() {
+        return Parsed::Pulse;
+    }
+    let (port, wanted) = (frame.destination_port as u32, at!(config.service_port).get());
+    let is_ours = match frame.kind {
+        Kind::Tcp => port == wanted,
+        Kind::BrokenTcp => port == wanted || port == 0,
+        _ => false,
+    };
+    if is_ours && frame.destination == at!(config.service_address).address() {
+        Parsed::Ours
+    } else {
+        Parsed::Foreign
     }
 }
 
-/// What becomes of a segment by which nothing begins or ends.
-enum Quick {
-    Pass,
-    Drop,
-    /// It is another kind of segment, of this line.
-    Whole(u32),
+/// What becomes of a segment that is in its turn and within one call, as almost all are. Any other number says that it
+/// is not such a segment, and which line it is of: a number fits into a register, what an enum holds beside does not.
+mod quick {
+    pub const PASS: u32 = u32::MAX - 1;
+    pub const DROP: u32 = u32::MAX - 2;
 }
 
-/// The index of no line.
-const NOWHERE: u32 = u32::MAX;
+/// What such a segment brings.
+struct Brings {
+    /// Bytes of the record that are left after it.
+    left: u32,
+    /// A call begins with it ...
+    begins: bool,
+    /// ... or is complete with it.
+    completes: bool,
+}
 
-/// An ACK, or the middle of a call.
-#[inline(always)]
-fn quick<P: Packet>(packet: P, frame: &Frame) -> Quick {
-    let (Some(config), Some(server)) = (maps::config(), maps::server()) else { return Quick::Pass };
-    let found = if frame.kind == Kind::Tcp { flow::find(&Tables, &frame.key) } else { None };
-    let Some((index, line)) = found else { return Quick::Whole(NOWHERE) };
-    if !begins_nothing(line, frame) {
-        return Quick::Whole(index);
-    }
+/// An ACK, or bytes of one call. Not inlined: its stack is given back before [`whole`] takes its own.
+#[inline(never)]
+fn quickly<P: Packet>(packet: P, frame: &mut Frame) -> u32 {
+    let (Some(config), Some(server)) = (maps::config(), maps::server()) else { return quick::PASS };
+    let found = if frame.kind == Kind::Tcp { maps::locate(frame) } else { None };
+    let Some((index, line)) = found else { return NOWHERE };
+    let Some(brings) = in_turn(&packet, line, frame) else { return index };
     let slot = at!(line.client).get();
-    let Some(client) = maps::client(slot) else { return Quick::Pass };
+    let Some(client) = maps::client(slot) else { return quick::PASS };
     let tick = at!(server.tick_at).get();
     let mode = at!(config.mode).get();
-    if mode != mode::BYPASS {
-        // A lease is held against the clock; what shadow mode counts, against the tick.
-        let now = if mode == mode::ENFORCE { kernel::now() } else { tick };
-        if let Some(reason) = admit::refusal(client, server, slot, now)
-            && refuse(packet, frame, client, mode, reason)
-        {
-            return Quick::Drop;
+    // A lease is held against the clock, and a call begins by it; what shadow mode counts goes by the tick.
+    let now = if mode == mode::ENFORCE || brings.completes { kernel::now() } else { tick };
+    if brings.completes {
+        // Before the word is read: whoever closes it and then counts sees this call, or this call sees it closed.
+        at!(client.in_progress).increase(1);
+    }
+    if mode != mode::BYPASS
+        && let Some(reason) = admit::refusal(client, server, slot, now)
+        && refuse(packet, frame, client, mode, reason)
+    {
+        if brings.completes {
+            at!(client.in_progress).decrease(1);
         }
+        return quick::DROP;
     }
     let rx = at!(line.rx);
     count(line, packet.segments(), frame.len, tick);
     if frame.payload_len > 0 {
         at!(rx.next_seq).set(frame.sequence.wrapping_add(frame.payload_len));
-        at!(rx.remaining).set(at!(rx.remaining).get() - frame.payload_len);
+        at!(rx.remaining).set(brings.left);
+        let flags = at!(rx.flags).get();
+        if brings.completes {
+            at!(rx.flags).set(flags & !bits::PENDING);
+            flow::accept(&Tables, (index, line), client, server, rpc::call(rx), now);
+        } else if brings.begins {
+            at!(rx.flags).set(flags | bits::PENDING);
+        }
     }
     let about = About { slot, index, line, way: way::IN };
     acknowledged(line, frame, tick);
     signal::window(&about, frame);
     signal::retransmission(&about, false, frame.payload_len > 0);
-    Quick::Pass
+    quick::PASS
 }
 
-/// Whether no call can begin, nor a connection end, by this segment: an ACK, or the middle of a fragment in its turn.
+/// None: a connection begins or ends with it, or it has bytes out of turn, or of more than one record.
 #[inline(always)]
-fn begins_nothing(line: Shared<Flow>, frame: &Frame) -> bool {
+fn in_turn<P: Packet>(packet: &P, line: Shared<Flow>, frame: &Frame) -> Option<Brings> {
     if frame.flags & (tcp::SYN | tcp::FIN | tcp::RST) != 0 || at!(line.state).get() != state::OPEN {
-        return false;
+        return None;
     }
     if frame.payload_len == 0 {
-        return true;
+        return Some(Brings { left: 0, begins: false, completes: false });
     }
     let rx = at!(line.rx);
-    at!(rx.flags).get() & bits::SYNCED != 0
+    let flags = at!(rx.flags).get();
+    let ready = flags & bits::SYNCED != 0
         && at!(rx.next_seq).get() == frame.sequence
-        && at!(rx.remaining).get() > frame.payload_len
         && at!(line.first_piece).get() == 0
-        && !held::passed_us(line)
+        && at!(rx.gathered).get() == 0
+        && !held::passed_us(line);
+    if !ready {
+        return None;
+    }
+    let mut remaining = at!(rx.remaining).get();
+    let begins = remaining == 0;
+    if begins {
+        let between = flags & bits::PENDING == 0 && at!(rx.more).get() == 0;
+        if !between || !stream::peek(packet, rx, frame.payload, frame.payload_len, rpc::CALL_HEAD) {
+            return None;
+        }
+        let mark = rpc::word(rx, 0);
+        let length = mark & 0x7fff_ffff;
+        if mark >> 31 == 0 || !(rpc::CALL_HEAD..=rpc::MAX_FRAGMENT).contains(&length) || !rpc::is_call(rx) {
+            return None;
+        }
+        remaining = 4 + length;
+    }
+    if frame.payload_len > remaining {
+        return None;
+    }
+    let left = remaining - frame.payload_len;
+    let is_last = begins || (flags & bits::PENDING != 0 && at!(rx.more).get() == 0);
+    Some(Brings { left, begins, completes: left == 0 && is_last })
 }
 
 #[inline(always)]
@@ -176,7 +239,7 @@ fn apart<P: Packet>(packet: P, frame: &Frame, client: Shared<Client>) {
 fn whole<P: Packet>(packet: P, frame: &Frame, index: u32) -> Verdict {
     let (Some(config), Some(server)) = (maps::config(), maps::server()) else { return Verdict::Pass };
     let found = maps::flow(index).map(|line| (index, line));
-    let slot = maps::slot(frame.key.network, &frame.source);
+    let slot = maps::slot(frame.key.network, &frame.key.remote);
     let Some(client) = maps::client(slot) else { return Verdict::Pass };
     let now = kernel::now();
     let mode = at!(config.mode).get();

@@ -84,3 +84,49 @@ impl Packet for &[u8] {
         false
     }
 }
+
+/// A big-endian number of a head: one load, wherever it lies, not one per byte.
+#[inline(always)]
+pub fn be32<const AT: usize>(head: &[u8; HEAD]) -> u32 {
+    u32::from_be(ne32::<AT>(head))
+}
+
+/// The same as it lies in memory.
+#[inline(always)]
+pub fn ne32<const AT: usize>(head: &[u8; HEAD]) -> u32 {
+    const { assert!(AT + 4 <= HEAD) }
+    #[cfg(target_arch = "bpf")]
+    {
+        let number: u64;
+        // SAFETY: four bytes of `head`. The kernel loads the programs only where the processor takes any address, or
+        // asks its verifier for aligned ones.
+        unsafe {
+            core::arch::asm!(
+                "{0} = *(u32 *)({1} + {2})", out(reg) number, in(reg) head.as_ptr(), const AT,
+                options(pure, readonly, nostack, preserves_flags)
+            );
+        }
+        number as u32
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    u32::from_ne_bytes([head[AT], head[AT + 1], head[AT + 2], head[AT + 3]])
+}
+
+#[inline(always)]
+pub fn be16<const AT: usize>(head: &[u8; HEAD]) -> u16 {
+    const { assert!(AT + 2 <= HEAD) }
+    #[cfg(target_arch = "bpf")]
+    {
+        let number: u64;
+        // SAFETY: two bytes of `head`; as above.
+        unsafe {
+            core::arch::asm!(
+                "{0} = *(u16 *)({1} + {2})", out(reg) number, in(reg) head.as_ptr(), const AT,
+                options(pure, readonly, nostack, preserves_flags)
+            );
+        }
+        u16::from_be(number as u16)
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    u16::from_be_bytes([head[AT], head[AT + 1]])
+}

@@ -1,6 +1,6 @@
 //! Ethernet to TCP or UDP.
 
-use crate::packet::{HEAD, Packet};
+use crate::packet::{HEAD, Packet, be16 as head16, be32 as head32, ne32};
 use reroute_common::flow::FlowKey;
 use reroute_common::mapped_ipv4;
 
@@ -25,11 +25,28 @@ pub mod tcp {
     pub const ACK: u8 = 16;
 }
 
+/// The index of no line.
+pub const NOWHERE: u32 = u32::MAX;
+
+/// By what the next frame of the same flow is known again: frames of a flow come in trains.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Seen {
+    /// 0: nothing was seen.
+    pub interface: u32,
+    /// The other end's IPv4 address, and both ports, as they lie in memory.
+    pub remote: u32,
+    pub ports: u32,
+    /// Where the flow was found.
+    pub line: u32,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C, align(8))]
 pub struct Frame {
-    /// The flow, once it has been looked for.
+    /// The flow it belongs to.
     pub key: FlowKey,
+    pub seen: Seen,
     pub kind: Kind,
     pub ipv4: bool,
     pub flags: u8,
@@ -57,6 +74,7 @@ impl Frame {
     pub const fn new() -> Self {
         Frame {
             key: FlowKey { remote: [0; 16], local: [0; 16], remote_port: 0, local_port: 0, network: 0 },
+            seen: Seen { interface: 0, remote: 0, ports: 0, line: NOWHERE },
             kind: Kind::Other,
             ipv4: false,
             flags: 0,
@@ -77,9 +95,10 @@ impl Frame {
 }
 
 impl Frame {
-    /// Names the flow that it belongs to, seen from the end that is the service's.
+    /// Names the flow that a parsed frame belongs to, seen from the end that is the service's.
     #[inline(always)]
     pub fn set_key(&mut self, end: End, network: u32) {
+        self.seen = Seen { interface: 0, remote: 0, ports: 0, line: NOWHERE };
         let is_ours = end == End::Source;
         self.key.remote = if is_ours { self.destination } else { self.source };
         self.key.local = if is_ours { self.source } else { self.destination };
@@ -140,8 +159,7 @@ pub struct Wanted {
 /// Tells the common frames apart, without a call.
 #[inline(always)]
 pub fn glance(head: &[u8; HEAD], wanted: Wanted) -> Glance {
-    let word = |i: usize| u32::from_ne_bytes([head[i], head[i + 1], head[i + 2], head[i + 3]]);
-    match be16(head[12], head[13]) {
+    match head16::<12>(head) {
         IPV4 => {}
         0x8100 | 0x88a8 => return Glance::Other,
         // A pulse, or of a service that has such an address.
@@ -149,48 +167,61 @@ pub fn glance(head: &[u8; HEAD], wanted: Wanted) -> Glance {
         _ => return Glance::Foreign,
     }
     let protocol = head[23];
-    let is_ours = wanted.is_ipv4 && word(if wanted.end == End::Source { 26 } else { 30 }) == wanted.service;
+    let address = if wanted.end == End::Source { ne32::<26>(head) } else { ne32::<30>(head) };
+    let is_ours = wanted.is_ipv4 && address == wanted.service;
     if protocol != TCP && protocol != UDP {
         return Glance::Foreign;
     }
     // Options or a fragment.
-    if head[14] != 0x45 || (be16(head[20], head[21]) & 0x3fff) != 0 {
+    if head[14] != 0x45 || (head16::<20>(head) & 0x3fff) != 0 {
         return if is_ours { Glance::Other } else { Glance::Foreign };
     }
-    let at = if wanted.end == End::Source { 34 } else { 36 };
-    let known = be16(head[at], head[at + 1]) as u32;
+    let port = if wanted.end == End::Source { head16::<34>(head) } else { head16::<36>(head) } as u32;
     if protocol == UDP {
-        return if known == wanted.pulse_port { Glance::Other } else { Glance::Foreign };
+        return if port == wanted.pulse_port { Glance::Other } else { Glance::Foreign };
     }
-    if is_ours && known == wanted.port { Glance::Service } else { Glance::Foreign }
+    if is_ours && port == wanted.port { Glance::Service } else { Glance::Foreign }
 }
 
-/// Fills `frame` from a head that is [`Glance::Service`]. False: it is none.
+/// Fills `frame` from a head that is [`Glance::Service`], but for addresses and ports: those are in its key. `network`
+/// is asked if the frame before was of another flow. False: it is none.
 #[inline(always)]
-pub fn fill<P: Packet>(packet: &P, head: &[u8; HEAD], frame: &mut Frame) -> bool {
-    let long = |i: usize| u32::from_be_bytes([head[i], head[i + 1], head[i + 2], head[i + 3]]);
-    let end = ETH_LEN + be16(head[16], head[17]) as u32;
+pub fn fill<P: Packet>(
+    packet: &P,
+    head: &[u8; HEAD],
+    (end, interface): (End, u32),
+    network: impl FnOnce() -> Option<u32>,
+    frame: &mut Frame,
+) -> bool {
+    let ip_end = ETH_LEN + head16::<16>(head) as u32;
     let payload = 34 + ((head[46] >> 4) as u32) * 4;
-    let len = packet.len_of(end);
-    if end > len || payload < 54 || payload > end {
+    let len = packet.len_of(ip_end);
+    if ip_end > len || payload < 54 || payload > ip_end {
         return false;
     }
     // One by one: a whole frame would be built on the stack first.
     frame.len = len;
     frame.kind = Kind::Tcp;
-    frame.ipv4 = true;
     frame.flags = head[47];
-    frame.source = mapped_ipv4([head[26], head[27], head[28], head[29]]);
-    frame.destination = mapped_ipv4([head[30], head[31], head[32], head[33]]);
-    frame.source_port = be16(head[34], head[35]);
-    frame.destination_port = be16(head[36], head[37]);
-    frame.sequence = long(38);
-    frame.acknowledgment = long(42);
-    frame.window = be16(head[48], head[49]);
-    frame.ip = ETH_LEN;
-    frame.transport = 34;
+    frame.sequence = head32::<38>(head);
+    frame.acknowledgment = head32::<42>(head);
+    frame.window = head16::<48>(head);
     frame.payload = payload;
-    frame.payload_len = end - payload;
+    frame.payload_len = ip_end - payload;
+    let (source, destination) = (ne32::<26>(head), ne32::<30>(head));
+    let (remote, local) = if end == End::Source { (destination, source) } else { (source, destination) };
+    let ports = ne32::<34>(head);
+    let seen = frame.seen;
+    if (seen.interface, seen.remote, seen.ports) != (interface, remote, ports) {
+        let Some(network) = network() else { return false };
+        frame.seen = Seen { interface, remote, ports, line: NOWHERE };
+        let (from, to) = (head16::<34>(head), head16::<36>(head));
+        frame.key.remote = mapped_ipv4(remote.to_ne_bytes());
+        frame.key.local = mapped_ipv4(local.to_ne_bytes());
+        frame.key.remote_port = if end == End::Source { to } else { from };
+        frame.key.local_port = if end == End::Source { from } else { to };
+        frame.key.network = network;
+    }
     true
 }
 

@@ -245,9 +245,10 @@ fn calls(scan: Shared<Scan>, line: Shared<Flow>, index: u32, waiting: u32) -> u3
     // Answered since, maybe: none is older, but the oldest one may be younger.
     let known = at!(line.oldest).get();
     let mut oldest = age(scan, call::age_ns(known, now));
-    if known == 0 || oldest >= limit || oldest >= EXACT {
-        let (found, time) = flow::oldest_call(line, now);
-        at!(line.oldest).set(time);
+    let matters = known == 0 || oldest >= limit || oldest >= EXACT;
+    if matters && !flow::still_waits(line, known) {
+        let (found, call) = flow::oldest_call(line, now);
+        at!(line.oldest).set(call);
         oldest = age(scan, found);
     }
     keep_first(at!(scan.some.oldest_at), now - oldest);

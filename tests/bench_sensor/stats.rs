@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 #[derive(Clone, Copy, Debug)]
 pub struct Spread {
+    pub mean: f64,
     pub min: f64,
     pub p25: f64,
     pub p50: f64,
@@ -21,7 +22,8 @@ pub fn spread(values: &[f64]) -> Spread {
         let rank = (share * sorted.len() as f64).ceil().max(1.0) as usize - 1;
         sorted.get(rank.min(sorted.len().saturating_sub(1))).copied().unwrap_or_default()
     };
-    Spread { min: at(0.0), p25: at(0.25), p50: at(0.5), p75: at(0.75), p99: at(0.99), max: at(1.0) }
+    let mean = values.iter().sum::<f64>() / values.len().max(1) as f64;
+    Spread { mean, min: at(0.0), p25: at(0.25), p50: at(0.5), p75: at(0.75), p99: at(0.99), max: at(1.0) }
 }
 
 impl Spread {
@@ -29,7 +31,7 @@ impl Spread {
         let r = |v| round(v, digits);
         json!({
             "min": r(self.min), "p25": r(self.p25), "p50": r(self.p50), "p75": r(self.p75), "p99": r(self.p99),
-            "max": r(self.max),
+            "mean": r(self.mean), "max": r(self.max),
         })
     }
 }
