@@ -54,7 +54,7 @@ pub struct Config {
     /// Limit for clients without one of their own.
     pub unanswered_limit_ns: u64,
     pub unacked_limit_ns: u64,
-    /// Lines with calls waiting are looked at at least this often, ns: not longer than any limit.
+    /// Lines with calls waiting are looked at at least this often, ns: no longer than any limit that is in force.
     pub look_again_ns: u64,
     /// How long an affirmation holds (design §6: 100 ms).
     pub affirm_ns: u64,
@@ -189,14 +189,14 @@ pub struct Server {
     pub ticks: u64,
     /// Longest time between two ticks, ns.
     pub worst_tick_gap_ns: u64,
-    /// This and `stalled_flows`: as the timer found them when it last looked, at most 10 ms ago.
+    /// This and `stalled_flows`: as the timer found them when it last looked, at most `look_again_ns` ago.
     pub waiting: u32,
     /// 1 while `silent` is raised.
     pub silent: u32,
     pub stalled_flows: u32,
     pub listening: u32,
     pub listener_gone_at: u64,
-    /// Over 50 ms, or over its limit: exact to 10 ms; else no call is older. 0: none waits.
+    /// As of the timer's last look. Exact if over 50 ms, or over its limit; else no call is older. 0: none waits.
     pub oldest_call_age_ns: u64,
     pub silent_count: u64,
     pub pulse_rejects: [u64; pulse_reject::COUNT],

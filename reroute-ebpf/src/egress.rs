@@ -26,11 +26,10 @@ pub fn egress<P: Packet>(packet: P, interface: u32) -> Verdict {
         }
     }
     let Some(frame) = maps::frame(maps::Way::Out) else { return Verdict::Pass };
-    let network = || maps::network(config, interface);
+    let Some(network) = maps::network(config, interface) else { return Verdict::Pass };
     let filled = told == Glance::Service
-        && packet.head().is_some_and(|head| fill(&packet, head, (End::Source, interface), network, frame));
+        && packet.head().is_some_and(|head| fill(&packet, head, (End::Source, network), frame));
     if !filled {
-        let Some(network) = network() else { return Verdict::Pass };
         *frame = Frame::new();
         parse(&packet, frame);
         if frame.source != at!(config.service_address).address() {

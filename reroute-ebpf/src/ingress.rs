@@ -25,15 +25,13 @@ pub fn ingress<P: Packet>(packet: P, interface: u32) -> Verdict {
         }
     }
     let Some(frame) = maps::frame(maps::Way::In) else { return Verdict::Pass };
-    let network = || maps::network(config, interface);
+    let Some(network) = maps::network(config, interface) else { return Verdict::Pass };
     let filled = told == Glance::Service
-        && packet
-            .head()
-            .is_some_and(|head| fill(&packet, head, (End::Destination, interface), network, frame));
+        && packet.head().is_some_and(|head| fill(&packet, head, (End::Destination, network), frame));
     if !filled {
-        match parsed(packet, frame, interface) {
+        match parsed(packet, frame, network) {
             Parsed::Foreign => return Verdict::Pass,
-            Parsed::Pulse => return pulse::reflect(packet, frame, frame.key.network),
+            Parsed::Pulse => return pulse::reflect(packet, frame, network),
             Parsed::Ours => {}
         }
     }
@@ -53,9 +51,8 @@ enum Parsed {
 
 /// Reads a frame that a glance does not tell: tags, options, IPv6, pulses. Not inlined: its stack is given back.
 #[inline(never)]
-fn parsed<P: Packet>(packet: P, frame: &mut Frame, interface: u32) -> Parsed {
+fn parsed<P: Packet>(packet: P, frame: &mut Frame, network: u32) -> Parsed {
     let Some(config) = maps::config() else { return Parsed::Foreign };
-    let Some(network) = maps::network(config, interface) else { return Parsed::Foreign };
     *frame = Frame::new();
     parse(&packet, frame);
     frame.set_key(End::Destination, network);

@@ -32,8 +32,8 @@ pub const NOWHERE: u32 = u32::MAX;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct Seen {
-    /// 0: nothing was seen.
-    pub interface: u32,
+    /// [`NOWHERE`]: nothing was seen.
+    pub network: u32,
     /// The other end's IPv4 address, and both ports, as they lie in memory.
     pub remote: u32,
     pub ports: u32,
@@ -74,7 +74,7 @@ impl Frame {
     pub const fn new() -> Self {
         Frame {
             key: FlowKey { remote: [0; 16], local: [0; 16], remote_port: 0, local_port: 0, network: 0 },
-            seen: Seen { interface: 0, remote: 0, ports: 0, line: NOWHERE },
+            seen: Seen { network: NOWHERE, remote: 0, ports: 0, line: NOWHERE },
             kind: Kind::Other,
             ipv4: false,
             flags: 0,
@@ -98,7 +98,7 @@ impl Frame {
     /// Names the flow that a parsed frame belongs to, seen from the end that is the service's.
     #[inline(always)]
     pub fn set_key(&mut self, end: End, network: u32) {
-        self.seen = Seen { interface: 0, remote: 0, ports: 0, line: NOWHERE };
+        self.seen = Seen { network: NOWHERE, remote: 0, ports: 0, line: NOWHERE };
         let is_ours = end == End::Source;
         self.key.remote = if is_ours { self.destination } else { self.source };
         self.key.local = if is_ours { self.source } else { self.destination };
@@ -183,16 +183,10 @@ pub fn glance(head: &[u8; HEAD], wanted: Wanted) -> Glance {
     if is_ours && port == wanted.port { Glance::Service } else { Glance::Foreign }
 }
 
-/// Fills `frame` from a head that is [`Glance::Service`], but for addresses and ports: those are in its key. `network`
-/// is asked if the frame before was of another flow. False: it is none.
+/// Fills `frame` from a head that is [`Glance::Service`], but for addresses and ports: those are in its key. False: it
+/// is none.
 #[inline(always)]
-pub fn fill<P: Packet>(
-    packet: &P,
-    head: &[u8; HEAD],
-    (end, interface): (End, u32),
-    network: impl FnOnce() -> Option<u32>,
-    frame: &mut Frame,
-) -> bool {
+pub fn fill<P: Packet>(packet: &P, head: &[u8; HEAD], (end, network): (End, u32), frame: &mut Frame) -> bool {
     let ip_end = ETH_LEN + head16::<16>(head) as u32;
     let payload = 34 + ((head[46] >> 4) as u32) * 4;
     let len = packet.len_of(ip_end);
@@ -212,9 +206,8 @@ pub fn fill<P: Packet>(
     let (remote, local) = if end == End::Source { (destination, source) } else { (source, destination) };
     let ports = ne32::<34>(head);
     let seen = frame.seen;
-    if (seen.interface, seen.remote, seen.ports) != (interface, remote, ports) {
-        let Some(network) = network() else { return false };
-        frame.seen = Seen { interface, remote, ports, line: NOWHERE };
+    if (seen.network, seen.remote, seen.ports) != (network, remote, ports) {
+        frame.seen = Seen { network, remote, ports, line: NOWHERE };
         let (from, to) = (head16::<34>(head), head16::<36>(head));
         frame.key.remote = mapped_ipv4(remote.to_ne_bytes());
         frame.key.local = mapped_ipv4(local.to_ne_bytes());

@@ -263,7 +263,7 @@ impl Driver {
 
     fn read_clients(&mut self) {
         self.clients_read = clock::now();
-        let read = self.sensor.clients();
+        let read = self.sensor.logins();
         if let Some(clients) = self.note("reading the clients", read) {
             let facts = clients.iter().filter(|c| c.host != 0).map(client_facts).collect();
             self.machine.handle(Input::Clients(facts), clock::now());

@@ -196,7 +196,12 @@ impl Sensor {
         Ok(())
     }
 
-    /// Registered slots, after slot 0 (host 0), where everybody unregistered is counted.
+    /// What admission and the limits need of each registered client: words, leases, calls in progress, latencies. What is
+    /// counted per packet and call is here only as far as connections that have ended counted it: [`Sensor::clients`].
+    pub fn logins(&self) -> Result<Vec<Client>, SensorError> {
+        self.tables.logins()
+    }
+    /// Registered slots, after slot 0 (host 0), where everybody unregistered is counted. Goes through all connections.
     pub fn clients(&self) -> Result<Vec<Client>, SensorError> {
         self.tables.clients()
     }

@@ -5,7 +5,7 @@ use super::load::{take_array, take_map};
 use super::raw::View;
 use super::{Registration, SensorError, Settings};
 use crate::clock;
-use crate::config::{AdmissionMode, Timing, interface_index, map_address, ns};
+use crate::config::{AdmissionMode, interface_index, map_address, ns};
 use aya::Ebpf;
 use aya::maps::{HashMap, MapData};
 use reroute_common::class;
@@ -19,8 +19,8 @@ use std::collections::BTreeMap;
 use std::mem::offset_of;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 
-/// The timer looks at calls that wait at least this often.
-const LOOK_AGAIN_MS: u64 = 10;
+/// The timer looks at calls that wait at least this often, ns.
+const LOOK_AGAIN: u64 = 25_000_000;
 
 /// Times that sums are read until no line moved meanwhile.
 const SUM_TRIES: u32 = 16;
@@ -98,7 +98,7 @@ impl Tables {
             pulse_port: pulse::PORT.into(),
             unanswered_limit_ns: ns(timing.unanswered_ms),
             unacked_limit_ns: ns(timing.unacked_ms),
-            look_again_ns: look_again(timing),
+            look_again_ns: self.look_again([ns(timing.unanswered_ms), ns(timing.unacked_ms)]),
             affirm_ns: ns(timing.affirm_ms),
             shield_ns: ns(timing.shield_ms),
             timer_period_ns: timing.timer_us * 1000,
@@ -176,8 +176,23 @@ impl Tables {
     pub fn set_unanswered_limit(&self, host: HostId, ns: u64) -> Result<(), SensorError> {
         let offset = offset_of!(Client, unanswered_limit_ns);
         let limit = self.clients.long(self.slot(host)?, offset);
-        limit.ok_or(SensorError::NoMap { name: pin::CLIENTS })?.store(ns, Relaxed);
+        let limit = limit.ok_or(SensorError::NoMap { name: pin::CLIENTS })?;
+        let again = self.config.long(0, offset_of!(Config, look_again_ns));
+        let again = again.ok_or(SensorError::NoMap { name: pin::CONFIG })?;
+        // A shorter limit holds once the timer looks often enough.
+        again.fetch_min(ns, Relaxed);
+        limit.store(ns, Relaxed);
+        let config = self.config()?;
+        again.store(self.look_again([config.unanswered_limit_ns, config.unacked_limit_ns]), Relaxed);
         Ok(())
+    }
+    /// How often the timer is to look: no less than any limit, so that what comes in between two looks is seen in time.
+    fn look_again(&self, general: [u64; 2]) -> u64 {
+        let of_clients = (0..MAX_CLIENTS)
+            .filter_map(|slot| self.clients.long(slot, offset_of!(Client, unanswered_limit_ns)))
+            .map(|limit| limit.load(Relaxed))
+            .filter(|limit| *limit != 0);
+        of_clients.chain(general).fold(LOOK_AGAIN, u64::min)
     }
     pub fn touch(&self, now: u64) {
         if let Some(long) = self.config.long(0, offset_of!(Config, agent_seen_at)) {
@@ -207,6 +222,12 @@ impl Tables {
 
     fn sums(&self, offset: usize) -> u64 {
         self.server.long(0, offset).map_or(0, |n| n.load(SeqCst))
+    }
+
+    /// The clients' own counts: those of their open lines are not in them.
+    pub fn logins(&self) -> Result<Vec<Client>, SensorError> {
+        let read = |slot: &u32| self.clients.read(*slot).ok_or(SensorError::NoMap { name: pin::CLIENTS });
+        self.slots.values().map(read).collect()
     }
 
     fn sum(&self) -> Result<Vec<Client>, SensorError> {
@@ -241,10 +262,4 @@ impl Tables {
             .filter_map(|i| self.flows.read(i).map(|flow| (i, flow)))
             .collect()
     }
-}
-
-/// No longer than any limit may be: what comes in between two looks is then seen in time.
-fn look_again(timing: &Timing) -> u64 {
-    let limits = [timing.unanswered_floor_ms, timing.unanswered_ms, timing.unacked_ms];
-    ns(limits.into_iter().fold(LOOK_AGAIN_MS, u64::min))
 }
