@@ -1,6 +1,6 @@
 //! Traffic of every kind, counted to the unit.
 
-use super::compare::{Counts, HOSTS, Records, address, check};
+use super::compare::{Counts, HOSTS, Records, V4, address};
 use super::nfs;
 use super::traffic::{Conn, Path, Rng, Traffic, Way};
 use crate::bench::SERVICE;
@@ -19,7 +19,7 @@ fn open_many(t: &mut Traffic, hosts: u32, connections: u32, rng: &mut Rng) -> Ve
 }
 
 fn exact(t: &Traffic) -> Counts {
-    check(&t.frames, Records::Both)
+    V4.check(&t.frames, Records::Both)
 }
 
 #[test]
@@ -90,36 +90,36 @@ fn super_packets_count_as_the_segments_they_are_cut_to() {
 }
 
 /// Frames of a connection, and where each stands: to be sent again, or in another order.
-struct Stretch {
+pub struct Stretch {
     start: u32,
-    bytes: Vec<u8>,
+    pub bytes: Vec<u8>,
 }
 
 impl Stretch {
     /// Bytes that nobody has sent yet.
-    fn new(c: &mut Conn, way: Way, bytes: Vec<u8>) -> Stretch {
+    pub fn new(c: &mut Conn, way: Way, bytes: Vec<u8>) -> Stretch {
         let seq = if way == Way::In { &mut c.client_seq } else { &mut c.server_seq };
         let start = *seq;
         *seq = start.wrapping_add(bytes.len() as u32);
         Stretch { start, bytes }
     }
-    fn put(&self, t: &mut Traffic, c: &Conn, way: Way, from: usize, to: usize) {
+    pub fn put(&self, t: &mut Traffic, c: &Conn, way: Way, from: usize, to: usize) {
         let to = to.min(self.bytes.len());
         t.push(way, c.frame(way, self.start.wrapping_add(from as u32), ACK, &self.bytes[from..to]));
     }
     /// The other end has it all, and says so.
-    fn done(self, t: &mut Traffic, c: &mut Conn, way: Way) {
+    pub fn done(self, t: &mut Traffic, c: &mut Conn, way: Way) {
         c.server_has = c.client_seq;
         c.client_has = c.server_seq;
         t.acknowledge(c, if way == Way::In { Way::Out } else { Way::In });
     }
 }
 
-fn calls(c: &mut Conn, n: usize, data: usize) -> Vec<u8> {
+pub fn calls(c: &mut Conn, n: usize, data: usize) -> Vec<u8> {
     (0..n).flat_map(|i| c.call(nfs::PROCEDURES[i % nfs::PROCEDURES.len()], data)).collect()
 }
 
-fn answers(c: &mut Conn, data: usize) -> Vec<u8> {
+pub fn answers(c: &mut Conn, data: usize) -> Vec<u8> {
     (0..c.waiting.len()).flat_map(|_| c.reply(0, data)).collect()
 }
 
@@ -143,7 +143,7 @@ fn segments_sent_again_whole() {
             s.done(&mut t, &mut c, way);
         }
     }
-    let counts = check(&t.frames, Records::Reference);
+    let counts = V4.check(&t.frames, Records::Reference);
     assert!(counts.hosts[&1].rx_retransmitted >= 6 && counts.hosts[&1].tx_retransmitted >= 6);
 }
 
@@ -167,7 +167,7 @@ fn segments_sent_again_cut_otherwise() {
         }
         assert!(c.waiting.is_empty(), "round {round}");
     }
-    check(&t.frames, Records::Reference);
+    V4.check(&t.frames, Records::Reference);
 }
 
 /// Segments on their way to the service overtake each other; some of them come twice or cut otherwise. From the
@@ -199,7 +199,7 @@ fn segments_in_another_order() {
             let answers = answers(&mut c, 300);
             t.cut_anywhere(&mut c, Way::Out, &answers, &mut rng, MSS);
         }
-        let counts = check(&t.frames, Records::Reference);
+        let counts = V4.check(&t.frames, Records::Reference);
         assert_eq!(counts.hosts[&1].rx_retransmitted > 0, repeats);
         assert_eq!(counts.hosts[&1].calls.iter().sum::<u64>(), 80);
     }
@@ -219,7 +219,7 @@ fn every_segment_duplicated() {
             t.push(frame.way, frame.bytes.clone());
         }
     }
-    check(&t.frames, Records::Reference);
+    V4.check(&t.frames, Records::Reference);
 }
 
 #[test]
@@ -243,7 +243,7 @@ fn sequence_numbers_wrap() {
             t.cut_anywhere(c, Way::Out, &answers, &mut rng, 13);
             t.close(c);
         }
-        let counts = check(&t.frames, Records::Reference);
+        let counts = V4.check(&t.frames, Records::Reference);
         assert_eq!(counts.sum(|h| h.closed), 2);
     }
 }
@@ -349,7 +349,7 @@ fn connections_that_were_there_before() {
     t.work(std::slice::from_mut(&mut c), &mut rng, 20, MSS);
     t.close(&mut c);
     t.frames.drain(..3);
-    let counts = check(&t.frames, Records::Reference);
+    let counts = V4.check(&t.frames, Records::Reference);
     let host = &counts.hosts[&1];
     assert!(host.rx_packets > 20 && host.tx_packets > 20);
     assert_eq!((host.opened, host.closed, host.calls.iter().sum::<u64>()), (0, 0, 0));

@@ -29,6 +29,7 @@
 
 mod cases;
 mod compare;
+mod ipv6;
 mod nfs;
 mod odd;
 mod real;

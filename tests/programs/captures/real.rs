@@ -1,6 +1,6 @@
 //! Captures of the lab: see `data/README.md`.
 
-use super::compare::{Counts, Records, check};
+use super::compare::{Counts, Records, V4};
 use super::traffic::Way;
 use super::tshark;
 use crate::bench::SERVICE;
@@ -10,7 +10,7 @@ fn exact(name: &str, records: Records) -> Counts {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("programs/captures/data").join(name);
     // All are IPv4 without tags: the source stands at byte 26.
     let frames = tshark::read(&file, |bytes| if bytes[26..30] == SERVICE { Way::Out } else { Way::In });
-    check(&frames, records)
+    V4.check(&frames, records)
 }
 
 #[test]

@@ -5,6 +5,7 @@ use crate::bench::PORT;
 use crate::frames::{ACK, FIN, RST, SYN, ipv4};
 use std::net::IpAddr;
 
+const TCP: u8 = 6;
 /// IPv4 header flag: more fragments follow.
 const MORE_FRAGMENTS: u16 = 0x2000;
 
@@ -43,11 +44,16 @@ pub struct Path {
     pub tags: Vec<u16>,
     /// Bytes of IPv4 options, a multiple of 4.
     pub options: usize,
+    /// IPv6 extension headers, outermost first ...
+    pub extensions: Vec<Extension>,
+    /// ... and those that would stand behind a fragment header.
+    pub inner: Vec<Extension>,
 }
 
 impl Path {
     pub fn new(client: impl Into<IpAddr>, service: impl Into<IpAddr>) -> Path {
-        Path { client: client.into(), service: service.into(), tags: vec![], options: 0 }
+        let (client, service) = (client.into(), service.into());
+        Path { client, service, tags: vec![], options: 0, extensions: vec![], inner: vec![] }
     }
 
     fn ip(&self, way: Way, payload: &[u8]) -> Vec<u8> {
@@ -56,7 +62,9 @@ impl Path {
                 ipv4(source.octets(), destination.octets(), 6, payload, &self.tags, self.options, 0)
             }
             (IpAddr::V6(source), IpAddr::V6(destination)) => {
-                ipv6(source.octets(), destination.octets(), 6, payload, &self.tags)
+                let all = [&self.extensions[..], &self.inner].concat();
+                let (next, payload) = behind(&all, TCP, payload.to_vec());
+                ipv6(source.octets(), destination.octets(), next, &payload, &self.tags)
             }
             _ => panic!("one version of IP at both ends"),
         }
@@ -71,6 +79,7 @@ impl Path {
 
     /// An IP payload in fragments of `size` (a multiple of 8) bytes.
     pub fn fragments(&self, way: Way, payload: &[u8], size: usize) -> Vec<Vec<u8>> {
+        let (first, payload) = behind(&self.inner, TCP, payload.to_vec());
         let count = payload.len().div_ceil(size);
         let part = |(i, part): (usize, &[u8])| {
             let (more, units) = (i + 1 < count, (i * size / 8) as u16);
@@ -81,14 +90,60 @@ impl Path {
                 }
                 (IpAddr::V6(s), IpAddr::V6(d)) => {
                     let [hi, lo] = (units << 3 | more as u16).to_be_bytes();
-                    let header = [6, 0, hi, lo, 0, 0, 0, 9];
-                    ipv6(s.octets(), d.octets(), 44, &[&header[..], part].concat(), &self.tags)
+                    let fragment = [&[first, 0, hi, lo, 0, 0, 0, 9][..], part].concat();
+                    let (next, payload) = behind(&self.extensions, Extension::FRAGMENT, fragment);
+                    ipv6(s.octets(), d.octets(), next, &payload, &self.tags)
                 }
                 _ => panic!("one version of IP at both ends"),
             }
         };
         payload.chunks(size).enumerate().map(part).collect()
     }
+}
+
+/// An IPv6 extension header (RFC 8200 §4, RFC 4302).
+#[derive(Clone, Copy, Debug)]
+pub struct Extension {
+    pub kind: u8,
+    /// All of it: a multiple of 8, 16 or more of those with ICV, 2048 at most.
+    pub len: usize,
+}
+
+impl Extension {
+    pub const HOP_BY_HOP: u8 = 0;
+    pub const ROUTING: u8 = 43;
+    pub const FRAGMENT: u8 = 44;
+    pub const AUTHENTICATION: u8 = 51;
+    pub const DESTINATION: u8 = 60;
+
+    fn bytes(self, next: u8) -> Vec<u8> {
+        let mut bytes = vec![next, (self.len / 8 - 1) as u8];
+        match self.kind {
+            // Of an experimental type (RFC 3692), no segments left.
+            Self::ROUTING => bytes.extend([253, 0]),
+            // All in one fragment (RFC 6946).
+            Self::FRAGMENT => bytes = vec![next, 0, 0, 0, 0, 0, 0, 9],
+            Self::AUTHENTICATION => bytes = vec![next, (self.len / 4 - 2) as u8, 0, 0, 0, 0, 1, 0],
+            // Options of an experimental type, to be skipped by those who do not know them (RFC 4727).
+            _ => {
+                while bytes.len() < self.len {
+                    let rest = self.len - bytes.len() - 2;
+                    // No room for less than an option's head may be left.
+                    let len = if rest <= 255 { rest } else { rest.min(255) - 1 };
+                    bytes.extend([0x1e, len as u8]);
+                    bytes.extend(std::iter::repeat_n(0xee, len));
+                }
+            }
+        }
+        bytes.resize(self.len, 0xee);
+        bytes
+    }
+}
+
+/// What stands behind extension headers, with these before it. Gives the type of the first, too.
+fn behind(extensions: &[Extension], next: u8, payload: Vec<u8>) -> (u8, Vec<u8>) {
+    let before = |(next, rest): (u8, Vec<u8>), e: &Extension| (e.kind, [e.bytes(next), rest].concat());
+    extensions.iter().rev().fold((next, payload), before)
 }
 
 pub fn ipv6(source: [u8; 16], destination: [u8; 16], next: u8, payload: &[u8], tags: &[u16]) -> Vec<u8> {

@@ -116,6 +116,10 @@ const FIELDS: &[&str] = &[
     "ipv6.src",
     "ipv6.dst",
     "ipv6.nxt",
+    "ipv6.hopopts.nxt",
+    "ipv6.dstopts.nxt",
+    "ipv6.routing.nxt",
+    "ah.next_header",
     "ipv6.fraghdr.nxt",
     "ipv6.fraghdr.offset",
     "ipv6.fraghdr.more",
@@ -130,6 +134,17 @@ const FIELDS: &[&str] = &[
     "rpc.program",
     "rpc.programversion",
     "rpc.procedure",
+];
+
+/// Those that say what an IP header, or one of its extensions, is followed by.
+const NEXT: &[&str] = &[
+    "ip.proto",
+    "ipv6.nxt",
+    "ipv6.hopopts.nxt",
+    "ipv6.dstopts.nxt",
+    "ipv6.routing.nxt",
+    "ah.next_header",
+    "ipv6.fraghdr.nxt",
 ];
 
 pub fn dissect(file: &Path) -> Vec<Row> {
@@ -182,7 +197,7 @@ fn row(line: &str) -> Row {
         len: number("frame.len").unwrap().into(),
         source: address("ip.src", "ipv6.src"),
         destination: address("ip.dst", "ipv6.dst"),
-        is_tcp: [number("ip.proto"), number("ipv6.nxt"), number("ipv6.fraghdr.nxt")].contains(&Some(6)),
+        is_tcp: NEXT.iter().any(|name| fields[name].iter().any(|t| parse(t) == 6)),
         is_fragment: ["ip.flags.mf", "ip.frag_offset", "ipv6.fraghdr.offset", "ipv6.fraghdr.more"]
             .into_iter()
             .any(not_zero),
