@@ -7,6 +7,7 @@ mod attaching;
 mod bench;
 mod captures;
 mod counting;
+mod flood;
 mod foreign;
 mod frames;
 mod lasting;
