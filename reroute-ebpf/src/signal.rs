@@ -61,7 +61,8 @@ pub fn retransmission(about: &About, again: bool, new: bool) {
     let bit = if about.way == way::IN { raised::RETRANSMIT_IN } else { raised::RETRANSMIT_OUT };
     let line = about.line;
     let up = at!(line.raised).get() & bit != 0;
-    if !again && !(new && up) {
+    let may_end = new && up;
+    if !again && !may_end {
         return;
     }
     let now = crate::kernel::now();
