@@ -298,6 +298,7 @@ fn restarts_and_upgrades_are_not_noticed() {
     let gap = writer.gap(restarts_from, None).expect("gap").longest_gap_ns as f64 / 1e6;
     let end = counts(&lab, &writer);
     let again = compare(&format!("{count} restarts"), &begin, &end);
+    let sent_again = end.again.sent - begin.again.sent;
     let worst = sample(&metrics(&lab, "scvm1").expect("metrics"), "reroute_kernel_tick_gap_worst", &[]);
     println!("worst gap between two ticks, s: {worst_before:?} before, {worst:?} with the restarts");
     println!("longest gap between two completed writes: {gap:.1} ms");
@@ -314,7 +315,8 @@ fn restarts_and_upgrades_are_not_noticed() {
     assert_intact(writer);
     let operations = operations(&lab);
     let journal = lab.journal().expect("journal");
-    nothing_invented(&journal, begin.at, end.at, &operations);
+    let told = nothing_invented(&journal, begin.at, end.at, &operations);
+    assert!(told <= sent_again, "{told} retransmissions told, {sent_again} made");
 }
 
 /// When each operation of the writer was issued and completed, boot ns (see the writer's `record.rs`).
@@ -325,9 +327,10 @@ fn operations(lab: &Lab) -> Vec<(u64, u64)> {
 }
 
 /// No move, no change of admission or health; and whatever call the kernel found too old, the writer waited for as long.
-fn nothing_invented(journal: &[Entry], from: BootNs, to: BootNs, operations: &[(u64, u64)]) {
+/// Gives the retransmissions that were told.
+fn nothing_invented(journal: &[Entry], from: BootNs, to: BootNs, operations: &[(u64, u64)]) -> u64 {
     assert!(moves(journal, from).is_empty(), "{}", story(journal, from));
-    let (mut slow, mut asked) = (0, 0);
+    let (mut slow, mut asked, mut told) = (0, 0, 0);
     for entry in journal.iter().filter(|e| (from..=to).contains(&e.at)) {
         let at = entry.at.0;
         match &entry.event {
@@ -344,13 +347,16 @@ fn nothing_invented(journal: &[Entry], from: BootNs, to: BootNs, operations: &[(
                 assert_eq!(answered, None, "{entry:?}");
                 slow += 1;
             }
-            Event::KernelSignal { signal, .. } if signal.ends_with("_end") => {}
+            Event::KernelSignal { signal, .. } if signal.contains("_end") => {}
+            Event::KernelSignal { signal, .. } if signal.starts_with("retransmit") => told += 1,
             Event::NullRpc { answered: true, .. } => asked += 1,
             Event::Started { .. } | Event::Fault { .. } | Event::ServerProcess { alive: true, .. } => {}
             other => panic!("{} at {}: {other:?}\n{}", entry.node, at, story(journal, from)),
         }
     }
     println!(
-        "{slow} calls were slow, and the writer waited for each of them; the server was asked {asked} times"
+        "{slow} calls were slow, and the writer waited for each of them; the server was asked {asked} times; \
+         {told} retransmissions were told"
     );
+    told
 }
