@@ -6,7 +6,7 @@ fn main() {}
 
 #[cfg(target_arch = "bpf")]
 mod programs {
-    use aya_ebpf::bindings::{TC_ACT_OK, TC_ACT_SHOT, xdp_action};
+    use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action};
     use aya_ebpf::helpers::generated::bpf_redirect;
     use aya_ebpf::macros::{classifier, xdp};
     use aya_ebpf::programs::{TcContext, XdpContext};
@@ -29,11 +29,12 @@ mod programs {
         }
     }
 
+    /// What passes is left to those behind us (TCX_NEXT on TCX): only a drop or a reflected pulse is final.
     #[classifier]
     pub fn ingress_tc(ctx: TcContext) -> i32 {
         let packet = SkbPacket { skb: ctx.skb.skb };
         match into::ingress(packet, packet.interface()) {
-            Verdict::Pass => TC_ACT_OK as i32,
+            Verdict::Pass => TC_ACT_UNSPEC,
             Verdict::Drop => TC_ACT_SHOT as i32,
             // SAFETY: takes an index and flags; 0: out by the same interface.
             Verdict::Reflect => unsafe { bpf_redirect(packet.interface(), 0) as i32 },
@@ -44,7 +45,7 @@ mod programs {
     pub fn egress(ctx: TcContext) -> i32 {
         let packet = SkbPacket { skb: ctx.skb.skb };
         match out::egress(packet, packet.interface()) {
-            Verdict::Pass | Verdict::Reflect => TC_ACT_OK as i32,
+            Verdict::Pass | Verdict::Reflect => TC_ACT_UNSPEC,
             Verdict::Drop => {
                 trace!(&ctx, "held back {} bytes", ctx.len());
                 TC_ACT_SHOT as i32
@@ -101,7 +102,7 @@ mod programs {
         }
         let packet = SkbPacket { skb: ctx.skb.skb };
         match out::egress(packet, packet.interface()) {
-            Verdict::Pass | Verdict::Reflect => TC_ACT_OK as i32,
+            Verdict::Pass | Verdict::Reflect => TC_ACT_UNSPEC,
             Verdict::Drop => TC_ACT_SHOT as i32,
         }
     }
@@ -110,7 +111,7 @@ mod programs {
     #[classifier]
     pub fn measure_egress_base(ctx: TcContext) -> i32 {
         match measure::segment(ctx.data(), ctx.data_end()) {
-            true => TC_ACT_OK as i32,
+            true => TC_ACT_UNSPEC,
             false => TC_ACT_SHOT as i32,
         }
     }

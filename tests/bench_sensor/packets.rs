@@ -35,7 +35,7 @@ pub trait Case {
     fn verdict(&self) -> u32 {
         match self.hook() {
             Hook::Ingress => XDP_PASS,
-            Hook::Egress => crate::programs::TC_OK,
+            Hook::Egress => crate::programs::TC_NEXT,
         }
     }
     /// How often the client's counts say that such a packet was seen.

@@ -63,7 +63,8 @@ pub enum Hook {
 
 pub const XDP_PASS: u32 = 2;
 pub const XDP_TX: u32 = 3;
-pub const TC_OK: u32 = 0;
+/// What passes is left to the next program.
+pub const TC_NEXT: u32 = u32::MAX;
 
 /// The object loaded once more, over the maps of a sensor.
 pub struct Programs {
@@ -171,7 +172,7 @@ impl Bench {
     pub fn pass(&mut self, hook: Hook, frame: &[u8]) -> anyhow::Result<()> {
         let (name, wanted) = match hook {
             Hook::Ingress => (INGRESS, XDP_PASS),
-            Hook::Egress => (EGRESS, TC_OK),
+            Hook::Egress => (EGRESS, TC_NEXT),
         };
         let verdict = self.programs.run(hook, name, frame, 1)?.return_value;
         ensure!(verdict == wanted, "a frame to {name} got verdict {verdict}");

@@ -26,7 +26,7 @@ fn start_on(dir: &Path, interface: &str, xdp: XdpMode) -> Sensor {
     sensor
 }
 
-fn attachment(sensor: &Sensor) -> &Attachment {
+pub fn attachment(sensor: &Sensor) -> &Attachment {
     let [one] = sensor.attachments() else { panic!("{:?}", sensor.attachments()) };
     one
 }
@@ -58,7 +58,7 @@ fn xdp_on(interface: &str) -> Vec<u32> {
     nic::read().unwrap()[interface].xdp.clone()
 }
 
-fn tcx_on(interface: &str, hook: TcAttachType) -> Vec<String> {
+pub fn tcx_on(interface: &str, hook: TcAttachType) -> Vec<String> {
     let (_, programs) = SchedClassifier::query_tcx(interface, hook).unwrap();
     programs.iter().map(|p| p.name_as_str().unwrap_or_default().to_string()).collect()
 }
@@ -74,7 +74,7 @@ fn programs() -> (usize, Vec<String>, Vec<String>, Vec<String>) {
     (xdp_on("s0").len(), tcx(TcAttachType::Ingress), tcx(TcAttachType::Egress), filters_on("s0"))
 }
 
-fn names(all: &[&str]) -> Vec<String> {
+pub fn names(all: &[&str]) -> Vec<String> {
     all.iter().map(|n| n.to_string()).collect()
 }
 

@@ -29,7 +29,8 @@ pub const MUTE_ADDRESS: [u8; 4] = [10, 10, 85, 12];
 pub const XDP_DROP: u32 = 1;
 pub const XDP_PASS: u32 = 2;
 pub const XDP_TX: u32 = 3;
-pub const TC_OK: u32 = 0;
+/// What passes is left to the next program.
+pub const TC_NEXT: u32 = u32::MAX;
 pub const TC_SHOT: u32 = 2;
 
 /// Network and mount namespaces of this thread alone, with a bpffs mounted. What is pinned there ends with it.

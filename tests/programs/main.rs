@@ -11,6 +11,7 @@ mod flood;
 mod foreign;
 mod frames;
 mod lasting;
+mod order;
 mod pulses;
 mod records;
 mod stalls;

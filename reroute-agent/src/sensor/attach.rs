@@ -8,7 +8,7 @@ use crate::netlink::nic::{self, Nic};
 use aya::Ebpf;
 use aya::programs::links::{FdLink, LinkOrder, PinnedLink};
 use aya::programs::tc::TcAttachOptions;
-use aya::programs::{ProgramError, TcAttachType, loaded_programs};
+use aya::programs::{ProgramError, SchedClassifier, TcAttachType, loaded_programs};
 use aya::util::KernelVersion;
 use reroute_core::ids::Network;
 use std::collections::BTreeSet;
@@ -194,6 +194,15 @@ fn put(
     for (way, why) in attempts {
         let pin = target.pin(way, hook);
         let name = format!("{direction}{}", way.hook());
+        if pin.exists() && way == Way::Tcx && !is_first(target, hook) {
+            match go_first(bpf, target, hook) {
+                Ok(()) => {
+                    said.push(format!("{name}: put before programs that others have put before it"));
+                    return Ok(way);
+                }
+                Err(error) => said.push(format!("{name}: stays behind programs of others: {error}")),
+            }
+        }
         if pin.exists() {
             match swap(bpf, target, way, hook) {
                 Ok(()) => {
@@ -269,17 +278,42 @@ fn swap(bpf: &mut Ebpf, target: &Target<'_>, way: Way, hook: TcAttachType) -> Re
     swapped.map_err(|e| explain(&e))
 }
 
+/// Whether nobody is asked before our TCX link that stands, as far as the kernel tells.
+fn is_first(target: &Target<'_>, hook: TcAttachType) -> bool {
+    let info = PinnedLink::from_pin(target.pin(Way::Tcx, hook)).map(|pin| FdLink::from(pin).info());
+    let (Ok(Ok(ours)), Ok((_, programs))) = (info, SchedClassifier::query_tcx(target.interface, hook)) else {
+        return true;
+    };
+    programs.first().is_none_or(|program| program.id() == ours.program_id())
+}
+
+/// Puts our program before all others, and then takes away the link that stood behind them.
+fn go_first(bpf: &mut Ebpf, target: &Target<'_>, hook: TcAttachType) -> Result<(), String> {
+    let pin = target.pin(Way::Tcx, hook);
+    let new = pin.with_file_name(format!("{}_new", pin.file_name().unwrap_or_default().to_string_lossy()));
+    take_away(&new).map_err(|e| e.to_string())?;
+    let pinned = tcx(bpf, target, hook)?.pin(&new).map_err(|e| e.to_string())?;
+    std::fs::rename(&new, &pin).map_err(|e| {
+        // Nothing of it stays: it would be counted twice.
+        let left = pinned.unpin().err().map_or_else(String::new, |error| format!("; {error}"));
+        format!("{e}{left}")
+    })
+}
+
+/// A TCX link before all others: what they let pass would be past us.
+fn tcx(bpf: &mut Ebpf, target: &Target<'_>, hook: TcAttachType) -> Result<FdLink, String> {
+    let program = load::classifier(bpf, classifier_of(hook)).map_err(|e| e.to_string())?;
+    let options = TcAttachOptions::TcxOrder(LinkOrder::first());
+    let attached = program.attach_with_options(target.interface, hook, options);
+    let link = attached.and_then(|id| program.take_link(id)).map_err(|e| explain(&e))?;
+    link.try_into().map_err(|_| "not a BPF link".to_string())
+}
+
 fn fresh(bpf: &mut Ebpf, target: &Target<'_>, way: Way, hook: TcAttachType) -> Result<(), String> {
     let pin = target.pin(way, hook);
     let link: FdLink = match way {
         Way::Native | Way::Generic => fresh_xdp(bpf, target, way)?,
-        Way::Tcx => {
-            let program = load::classifier(bpf, classifier_of(hook)).map_err(|e| e.to_string())?;
-            let options = TcAttachOptions::TcxOrder(LinkOrder::default());
-            let attached = program.attach_with_options(target.interface, hook, options);
-            let link = attached.and_then(|id| program.take_link(id)).map_err(|e| explain(&e))?;
-            link.try_into().map_err(|_| "not a BPF link".to_string())?
-        }
+        Way::Tcx => tcx(bpf, target, hook)?,
         Way::Clsact => {
             let program = load::classifier(bpf, classifier_of(hook)).map_err(|e| e.to_string())?;
             return clsact::create(program, target.interface, hook, &pin).map_err(|e| explain(&e));
