@@ -382,3 +382,18 @@ fn more_connections_of_known_clients_than_lines() {
     assert_eq!(bench.sensor.config().unwrap().mode, mode::SHADOW);
     assert_eq!(placed.keys().filter(|c| !stands.contains(*c)).count(), oldest);
 }
+
+/// Frames that come before the timer's first tick, when the sensor has just started.
+#[test]
+fn connections_opened_before_the_first_tick_are_not_idle() {
+    let bench = Bench::with(|settings| settings.mode = AdmissionMode::Shadow);
+    let began = now();
+    for port in 1..=200 {
+        Connection::open(port, &bench);
+    }
+    let idle = |flow: &Flow| Duration::from_nanos(now().saturating_sub(flow.last_at));
+    let all = bench.sensor.flows().unwrap();
+    let longest = all.iter().map(|(_, flow)| idle(flow)).max().unwrap();
+    let most = Duration::from_nanos(now() - began) + Duration::from_secs(1);
+    assert!(longest < most, "said to be idle for {longest:?}");
+}

@@ -4,7 +4,7 @@ use super::cases::{Stretch, answers, calls};
 use super::compare::{Counts, HOSTS, Records, SERVICE6, V4, V6, address, address6};
 use super::odd::fragmented;
 use super::traffic::{Conn, Extension, Path, Rng, Traffic, Way, ipv6};
-use crate::bench::SERVICE;
+use crate::bench::{Bench, PORT, SERVICE, XDP_DROP};
 use crate::frames::{ACK, FIN, RST, SYN, WRITE};
 use std::net::Ipv6Addr;
 
@@ -63,7 +63,7 @@ fn tags_and_extension_headers() {
         (vec![], vec![extension(E::FRAGMENT, 8)]),
         (vec![], vec![hop, to, extension(E::ROUTING, 8), extension(E::FRAGMENT, 8), to]),
         // As many as the programs follow.
-        (vec![3], vec![hop, to, to, to, to, to, to]),
+        (vec![3], vec![hop, to, to, to, to, to, to, to]),
     ];
     for (tags, extensions) in cases {
         let what = format!("{tags:?} {extensions:?}");
@@ -307,4 +307,38 @@ fn noise_behind_valid_headers_and_strangers() {
         assert_eq!(counts.sum(|h| h.calls.iter().sum::<u64>() + h.replies.iter().sum::<u64>()), 0);
         assert!(counts.hosts[&0].rx_packets > 200);
     }
+}
+
+/// What follows a fragment header may be another extension header: only the first fragment says that TCP comes at last,
+/// and without that one none is put together.
+#[test]
+fn fragments_of_packets_with_inner_extension_headers() {
+    let to = extension(Extension::DESTINATION, 16);
+    for inner in [vec![to], vec![to, extension(Extension::ROUTING, 8)]] {
+        let t = fragmented(&Path { inner, ..path(4) }, Way::In);
+        let counts = V6.check(&t.frames, Records::Reference);
+        assert_eq!(counts.hosts[&4].calls, [0, 0, 4, 0]);
+    }
+}
+
+/// Whatever stands before TCP: what the server's kernel would take gets past no fence.
+#[test]
+fn no_chain_of_extension_headers_gets_past_a_fence() {
+    let bench = Bench::with(|settings| settings.service = (SERVICE6, PORT).into());
+    let to = extension(Extension::DESTINATION, 8);
+    let hop = extension(Extension::HOP_BY_HOP, 8);
+    let mut past = vec![];
+    for count in 0..16 {
+        let path = Path { extensions: vec![to; count], ..path(1) };
+        let c = Conn::new(&path, 700, 1, 1);
+        if bench.rx(&c.frame(Way::In, 1, SYN, &[])) != XDP_DROP {
+            past.push(format!("a SYN behind {count} headers"));
+        }
+        let path = Path { extensions: vec![hop], inner: vec![to; count], ..path };
+        let fragments = path.fragments(Way::In, &c.tcp(Way::In, 1, SYN, &[7; 64]), 8 * (count + 3));
+        if bench.rx(&fragments[0]) != XDP_DROP {
+            past.push(format!("a first fragment with TCP behind {count} headers"));
+        }
+    }
+    assert!(past.is_empty(), "{past:#?}");
 }
