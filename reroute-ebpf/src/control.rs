@@ -56,11 +56,7 @@ fn renew(command: Shared<Command>) -> u32 {
 fn start_timer() -> u32 {
     let (Some(config), Some(server)) = (maps::config(), maps::server()) else { return result::INVALID };
     let period = at!(config.timer_period_ns).get();
-    // A timer that stood still for long was not late: nobody ran it.
-    if kernel::now().saturating_sub(at!(server.tick_at).get()) > 1_000_000_000 {
-        at!(server.tick_at).set(0);
-    }
-    if timer::start(period) { result::OK } else { result::INVALID }
+    if timer::start(server, period, kernel::now()) { result::OK } else { result::INVALID }
 }
 
 struct Forget {

@@ -136,14 +136,14 @@ pub enum Glance {
 }
 
 /// Which end of a packet is the service.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
     Source,
     Destination,
 }
 
 /// What to look for in a head.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub struct Wanted {
     /// Where the service's address and port stand.
     pub end: End,
@@ -281,6 +281,7 @@ fn ipv6<P: Packet>(packet: &P, frame: &mut Frame) {
     let length = if length == 0 { room } else { length };
     let mut next = h[6];
     let mut offset = frame.ip + 40;
+    let mut is_fragment = false;
     for _ in 0..MAX_EXTENSIONS {
         let step = match next {
             0 | 43 | 60 | 51 => {
@@ -293,20 +294,36 @@ fn ipv6<P: Packet>(packet: &P, frame: &mut Frame) {
             44 => {
                 let Some(extension) = packet.load::<8>(offset) else { return };
                 next = extension[0];
-                if be16(extension[2], extension[3]) & 0xfff9 != 0 {
+                let place = be16(extension[2], extension[3]);
+                if place & 0xfff8 != 0 {
+                    // Behind more headers it may be TCP, too: that the first fragment tells, and it is nothing without.
                     if next == TCP {
                         frame.kind = Kind::BrokenTcp;
                     }
                     return;
                 }
+                is_fragment |= place & 1 != 0;
                 8
             }
             _ => break,
         };
         offset += step;
     }
+    // Or more of them than we follow.
+    if is_extension(next) || (is_fragment && next == TCP) {
+        frame.kind = Kind::BrokenTcp;
+    }
+    if is_extension(next) || is_fragment {
+        return;
+    }
     frame.transport = offset;
     transport(packet, frame, next, frame.ip + 40 + length);
+}
+
+/// Whether an IPv6 header of this number is followed by another (RFC 8200 §4, RFC 4302).
+#[inline(always)]
+fn is_extension(number: u8) -> bool {
+    matches!(number, 0 | 43 | 44 | 51 | 60)
 }
 
 #[inline(always)]

@@ -15,6 +15,8 @@ const MONOTONIC: u64 = 1;
 /// A tick this many periods late says nothing about the server: the whole machine stood still.
 const LATE: u64 = 8;
 
+/// A timer without a tick for this long does not run, ns.
+const STOPPED: u64 = 1_000_000_000;
 /// How far the age of the oldest call may be overstated, as long as its limit is not reached.
 const EXACT: u64 = 50_000_000;
 
@@ -49,8 +51,15 @@ struct Found {
 
 /// Arms the timer, or re-arms it with this program's callback.
 #[inline(always)]
-pub fn start(period: u64) -> bool {
+pub fn start(server: Shared<Server>, period: u64, now: u64) -> bool {
     let Some(value) = TIMER.get_ptr_mut(0) else { return false };
+    if now.saturating_sub(at!(server.tick_at).get()) > STOPPED {
+        // It was not late: nobody ran it.
+        // SAFETY: the timer's own value, and no callback runs.
+        let value: Shared<TimerValue> = unsafe { Shared::new(value) };
+        at!(value.rebased_at).set(now);
+        at!(server.tick_at).set(now);
+    }
     // SAFETY: the kernel guards the timer; a second init is refused and changes nothing.
     unsafe {
         let timer = &raw mut (*value).timer;
@@ -69,17 +78,12 @@ unsafe extern "C" fn tick(_map: *mut c_void, _key: *mut c_void, value: *mut c_vo
     // SAFETY: the kernel hands over the timer's own value.
     let value: Shared<TimerValue> = unsafe { Shared::new(value.cast()) };
     let now = kernel::now();
-    let before = at!(server.tick_at).get();
-    if before == 0 {
+    let gap = now.saturating_sub(at!(server.tick_at).get());
+    if gap > at!(server.worst_tick_gap_ns).get() {
+        at!(server.worst_tick_gap_ns).set(gap);
+    }
+    if gap > LATE * period {
         at!(value.rebased_at).set(now);
-    } else {
-        let gap = now.saturating_sub(before);
-        if gap > at!(server.worst_tick_gap_ns).get() {
-            at!(server.worst_tick_gap_ns).set(gap);
-        }
-        if gap > LATE * period {
-            at!(value.rebased_at).set(now);
-        }
     }
     at!(server.tick_at).set(now);
     at!(server.ticks).set(at!(server.ticks).get() + 1);

@@ -1,6 +1,8 @@
 //! The packet parser. The input is a frame.
 
-use reroute_ebpf::parse::{Frame, Kind, parse};
+use reroute_common::mapped_ipv4;
+use reroute_ebpf::packet::Packet;
+use reroute_ebpf::parse::{End, Frame, Glance, Kind, Wanted, fill, glance, parse};
 
 fn parsed(bytes: &[u8]) -> Frame {
     let mut frame = Frame::new();
@@ -23,6 +25,7 @@ pub fn run(data: &[u8]) {
         }
         Kind::BrokenTcp | Kind::Other => assert_eq!(frame.payload_len, 0),
     }
+    glanced(data, &frame);
     tagged(data, &frame);
     padded(data, &frame);
     cut(data, &frame);
@@ -61,6 +64,60 @@ fn stands_where_it_says(data: &[u8], frame: &Frame) {
     assert_eq!(frame.sequence, be32(data, transport + 4));
     assert_eq!(frame.acknowledgment, be32(data, transport + 8));
     assert_eq!(frame.flags, data[transport as usize + 13]);
+}
+
+const PULSE_PORT: u16 = 7481;
+
+/// What a glance tells is what parsing tells, whoever the service is.
+fn glanced(data: &[u8], frame: &Frame) {
+    let Some(head) = data.head() else { return };
+    for end in [End::Source, End::Destination] {
+        let (at, address, port) = match end {
+            End::Source => (26, frame.source, frame.source_port),
+            End::Destination => (30, frame.destination, frame.destination_port),
+        };
+        let own = [head[at], head[at + 1], head[at + 2], head[at + 3]];
+        for (service, wanted_port) in [(own, port), (own, port ^ 1), ([1, 2, 3, 4], port)] {
+            let wanted = Wanted {
+                end,
+                is_ipv4: true,
+                service: u32::from_ne_bytes(service),
+                port: wanted_port.into(),
+                pulse_port: PULSE_PORT.into(),
+            };
+            let is_ours = frame.ipv4
+                && address == mapped_ipv4(service)
+                && match frame.kind {
+                    Kind::Tcp => port == wanted_port,
+                    Kind::BrokenTcp => port == wanted_port || port == 0,
+                    Kind::Udp | Kind::Other => false,
+                };
+            let is_pulse =
+                frame.kind == Kind::Udp && end == End::Destination && frame.destination_port == PULSE_PORT;
+            match glance(head, wanted) {
+                Glance::Other => {}
+                Glance::Foreign => assert!(!is_ours && !is_pulse, "{wanted:?}: {frame:?}"),
+                Glance::Service => filled(data, end, frame),
+            }
+        }
+    }
+}
+
+/// What is filled in from a head is what parsing finds.
+fn filled(data: &[u8], end: End, parsed: &Frame) {
+    let Some(head) = data.head() else { return };
+    let mut frame = Frame::new();
+    if !fill(&data, head, (end, 3), &mut frame) {
+        assert_ne!(parsed.kind, Kind::Tcp, "{parsed:?}");
+        return;
+    }
+    let mut named = *parsed;
+    named.set_key(end, 3);
+    let told = |f: &Frame| {
+        let numbers = (f.kind, f.flags, f.sequence, f.acknowledgment, f.window);
+        (f.key, numbers, (f.len, f.payload, f.payload_len))
+    };
+    assert_eq!(told(&frame), told(&named));
 }
 
 fn is_tag(data: &[u8], at: u32) -> bool {

@@ -133,9 +133,10 @@ impl Sensor {
         tables.configure(&settings)?;
         tables.register(&settings.clients)?;
         load::pin_programs(&mut bpf, &settings.bpf_dir)?;
-        let attachments = attach::attach_all(&mut bpf, &settings)?;
-        let sensor = Sensor { bpf, tables, attachments, adopted, events: Some(events) };
+        let mut sensor = Sensor { bpf, tables, attachments: vec![], adopted, events: Some(events) };
+        // First: packets are stamped with its ticks.
         sensor.command(Command { op: op::START_TIMER, ..BLANK })?;
+        sensor.attachments = attach::attach_all(&mut sensor.bpf, &settings)?;
         Ok(sensor)
     }
 
