@@ -32,18 +32,15 @@ pub fn egress<P: Packet>(packet: P, interface: u32) -> Verdict {
     if !filled {
         *frame = Frame::new();
         parse(&packet, frame);
-        if frame.source != at!(config.service_address).address() {
+        if frame.source != at!(config.service_address).address()
+            || !frame.may_have_port(End::Source, wanted.port)
+        {
             return Verdict::Pass;
         }
-        let port = frame.source_port as u32;
         frame.set_key(End::Source, network);
-        match frame.kind {
-            Kind::Tcp if port == wanted.port => {}
-            Kind::BrokenTcp if port == wanted.port || port == 0 => {
-                count_apart(frame, packet.segments(), frame.len);
-                return Verdict::Pass;
-            }
-            _ => return Verdict::Pass,
+        if frame.kind == Kind::BrokenTcp {
+            count_apart(frame, packet.segments(), frame.len);
+            return Verdict::Pass;
         }
     }
     service(packet, frame)

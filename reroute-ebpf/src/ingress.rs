@@ -59,13 +59,9 @@ fn parsed<P: Packet>(packet: P, frame: &mut Frame, network: u32) -> Parsed {
     if frame.kind == Kind::Udp && frame.destination_port as u32 == at!(config.pulse_port).get() {
         return Parsed::Pulse;
     }
-    let (port, wanted) = (frame.destination_port as u32, at!(config.service_port).get());
-    let is_ours = match frame.kind {
-        Kind::Tcp => port == wanted,
-        Kind::BrokenTcp => port == wanted || port == 0,
-        _ => false,
-    };
-    if is_ours && frame.destination == at!(config.service_address).address() {
+    if frame.may_have_port(End::Destination, at!(config.service_port).get())
+        && frame.destination == at!(config.service_address).address()
+    {
         Parsed::Ours
     } else {
         Parsed::Foreign

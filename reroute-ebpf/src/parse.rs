@@ -12,8 +12,8 @@ pub enum Kind {
     Other,
     Tcp,
     Udp,
-    /// TCP, as far as one can tell, but a fragment or cut short: its calls cannot be judged. Ports that cannot be read
-    /// are 0.
+    /// TCP, as far as one can tell, but a fragment or cut short: its calls cannot be judged. `transport` is 0 if
+    /// not even its ports can be read.
     BrokenTcp,
 }
 
@@ -108,6 +108,19 @@ impl Frame {
     }
 }
 
+impl Frame {
+    /// Whether it is TCP from or to (`end`) this port, or may be, for all that can be read.
+    #[inline(always)]
+    pub fn may_have_port(&self, end: End, wanted: u32) -> bool {
+        let port = if end == End::Source { self.source_port } else { self.destination_port };
+        match self.kind {
+            Kind::Tcp => port as u32 == wanted,
+            Kind::BrokenTcp => port as u32 == wanted || self.transport == 0,
+            Kind::Udp | Kind::Other => false,
+        }
+    }
+}
+
 impl Default for Frame {
     fn default() -> Self {
         Frame::new()
@@ -183,8 +196,8 @@ pub fn glance(head: &[u8; HEAD], wanted: Wanted) -> Glance {
     if is_ours && port == wanted.port { Glance::Service } else { Glance::Foreign }
 }
 
-/// Fills `frame` from a head that is [`Glance::Service`], but for addresses and ports: those are in its key. False: it
-/// is none.
+/// Fills `frame` from a head that is [`Glance::Service`], but for addresses and ports: those are in its key. False: [`parse`]
+/// has to look.
 #[inline(always)]
 pub fn fill<P: Packet>(packet: &P, head: &[u8; HEAD], (end, network): (End, u32), frame: &mut Frame) -> bool {
     let ip_end = ETH_LEN + head16::<16>(head) as u32;
@@ -331,7 +344,10 @@ fn transport<P: Packet>(packet: &P, frame: &mut Frame, protocol: u8, end: u32) {
     let offset = frame.transport;
     if protocol == TCP {
         frame.kind = Kind::BrokenTcp;
-        let Some(ports) = packet.load::<4>(offset) else { return };
+        let Some(ports) = packet.load::<4>(offset) else {
+            frame.transport = 0;
+            return;
+        };
         frame.source_port = be16(ports[0], ports[1]);
         frame.destination_port = be16(ports[2], ports[3]);
         if offset + TCP_LEN > end || end > frame.len {

@@ -85,13 +85,8 @@ fn glanced(data: &[u8], frame: &Frame) {
                 port: wanted_port.into(),
                 pulse_port: PULSE_PORT.into(),
             };
-            let is_ours = frame.ipv4
-                && address == mapped_ipv4(service)
-                && match frame.kind {
-                    Kind::Tcp => port == wanted_port,
-                    Kind::BrokenTcp => port == wanted_port || port == 0,
-                    Kind::Udp | Kind::Other => false,
-                };
+            let is_ours =
+                frame.ipv4 && address == mapped_ipv4(service) && frame.may_have_port(end, wanted_port.into());
             let is_pulse =
                 frame.kind == Kind::Udp && end == End::Destination && frame.destination_port == PULSE_PORT;
             match glance(head, wanted) {
@@ -108,7 +103,8 @@ fn filled(data: &[u8], end: End, parsed: &Frame) {
     let Some(head) = data.head() else { return };
     let mut frame = Frame::new();
     if !fill(&data, head, (end, 3), &mut frame) {
-        assert_ne!(parsed.kind, Kind::Tcp, "{parsed:?}");
+        // Where the end is left open, parsing has to look.
+        assert!(parsed.kind != Kind::Tcp || is_open_ended(data, parsed), "{parsed:?}");
         return;
     }
     let mut named = *parsed;
