@@ -50,8 +50,10 @@ static NUMBERS: PerCpuArray<u32> = PerCpuArray::with_max_entries(1, 0);
 #[repr(C)]
 pub struct TimerValue {
     pub timer: bpf_timer,
-    /// Ages count from here at most: the last time that the timer itself came late.
+    /// The last time that the timer itself came late, boot ns.
     pub rebased_at: u64,
+    /// How late at most, of late, ns.
+    pub stood_still: u64,
 }
 // SAFETY: the kernel guards the timer; the rest is written by its callback alone.
 unsafe impl Sync for TimerValue {}

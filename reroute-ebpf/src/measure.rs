@@ -100,6 +100,6 @@ pub fn packet(packet: XdpPacket, start: usize, end: usize) -> bool {
 pub fn scan() {
     if let (Some(config), Some(server), Some(plan)) = (maps::config(), maps::server(), plan()) {
         // From a map, as in the callback: a constant would be followed by the verifier through all that comes after.
-        timer::judge(config, server, kernel::now(), plan.since);
+        timer::judge(config, server, kernel::now(), (plan.since, plan.since));
     }
 }

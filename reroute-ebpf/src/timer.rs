@@ -17,6 +17,10 @@ const LATE: u64 = 8;
 
 /// A timer without a tick for this long does not run, ns.
 const STOPPED: u64 = 1_000_000_000;
+/// A limit so many times (a power of two) as long as the machine stood still is not touched by it.
+const SHARE: u32 = 3;
+/// Longer ago than any limit, ns.
+const FORGOTTEN: u64 = 4_000_000_000;
 /// How far the age of the oldest call may be overstated, as long as its limit is not reached.
 const EXACT: u64 = 50_000_000;
 
@@ -25,6 +29,7 @@ const EXACT: u64 = 50_000_000;
 pub struct Scan {
     now: u64,
     rebased_at: u64,
+    stood_still: u64,
     unanswered_limit: u64,
     unacked_limit: u64,
     look_again: u64,
@@ -58,6 +63,7 @@ pub fn start(server: Shared<Server>, period: u64, now: u64) -> bool {
         // SAFETY: the timer's own value, and no callback runs.
         let value: Shared<TimerValue> = unsafe { Shared::new(value) };
         at!(value.rebased_at).set(now);
+        at!(value.stood_still).set(u64::MAX >> SHARE);
         at!(server.tick_at).set(now);
     }
     // SAFETY: the kernel guards the timer; a second init is refused and changes nothing.
@@ -83,11 +89,14 @@ unsafe extern "C" fn tick(_map: *mut c_void, _key: *mut c_void, value: *mut c_vo
         at!(server.worst_tick_gap_ns).set(gap);
     }
     if gap > LATE * period {
+        let before = at!(value.stood_still).get();
+        let is_old = now.saturating_sub(at!(value.rebased_at).get()) > FORGOTTEN;
+        at!(value.stood_still).set(if gap > before || is_old { gap } else { before });
         at!(value.rebased_at).set(now);
     }
     at!(server.tick_at).set(now);
     at!(server.ticks).set(at!(server.ticks).get() + 1);
-    judge(config, server, now, at!(value.rebased_at).get());
+    judge(config, server, now, (at!(value.rebased_at).get(), at!(value.stood_still).get()));
     let timer = at!(value.timer);
     // SAFETY: the timer whose callback this is.
     unsafe { helpers::bpf_timer_start(timer.as_ptr(), period, 0) };
@@ -96,10 +105,16 @@ unsafe extern "C" fn tick(_map: *mut c_void, _key: *mut c_void, value: *mut c_vo
 
 /// Looks at every line that is due; tells what has changed.
 #[inline(always)]
-pub fn judge(config: Shared<Config>, server: Shared<Server>, now: u64, rebased_at: u64) {
+pub fn judge(
+    config: Shared<Config>,
+    server: Shared<Server>,
+    now: u64,
+    (rebased_at, stood_still): (u64, u64),
+) {
     let Some(scan) = maps::scan() else { return };
     at!(scan.now).set(now);
     at!(scan.rebased_at).set(rebased_at);
+    at!(scan.stood_still).set(stood_still);
     at!(scan.unanswered_limit).set(at!(config.unanswered_limit_ns).get());
     at!(scan.unacked_limit).set(at!(config.unacked_limit_ns).get());
     at!(scan.look_again).set(at!(config.look_again_ns).get());
@@ -113,9 +128,7 @@ pub fn judge(config: Shared<Config>, server: Shared<Server>, now: u64, rebased_a
 
     // Silence is judged by the limit of whoever waits too long: no reply for anybody for as long as that.
     let over = at!(scan.all.over).get();
-    let last_reply = at!(server.last_reply_at).get();
-    let since = if last_reply > rebased_at { last_reply } else { rebased_at };
-    let silence = now.saturating_sub(since);
+    let silence = age(scan, now.saturating_sub(at!(server.last_reply_at).get()), over);
     let silent = (over != 0 && over <= silence) as u32;
     if at!(server.silent).get() != silent {
         at!(server.silent).set(silent);
@@ -202,8 +215,8 @@ unsafe extern "C" fn scan_line(_: u32, _: *mut c_void) -> i64 {
     if answered && raised & raised::UNANSWERED != 0 {
         turn(now, &Turn { line, index, bit: raised::UNANSWERED, up: false, age_ns: 0, limit: 0 });
     }
-    let owed = if unacked_since == 0 { 0 } else { age(scan, now.saturating_sub(unacked_since)) };
     let limit = at!(scan.unacked_limit).get();
+    let owed = if unacked_since == 0 { 0 } else { age(scan, now.saturating_sub(unacked_since), limit) };
     let unacked = owed >= limit;
     if unacked != (raised & raised::UNACKED != 0) {
         turn(now, &Turn { line, index, bit: raised::UNACKED, up: unacked, age_ns: owed, limit });
@@ -214,9 +227,12 @@ unsafe extern "C" fn scan_line(_: u32, _: *mut c_void) -> i64 {
     0
 }
 
-/// No age counts from before the machine stood still.
+/// An age as it counts against a limit: not from before the machine stood still for a good part of that.
 #[inline(always)]
-fn age(scan: Shared<Scan>, age: u64) -> u64 {
+fn age(scan: Shared<Scan>, age: u64, limit: u64) -> u64 {
+    if at!(scan.stood_still).get() << SHARE < limit {
+        return age;
+    }
     let most = at!(scan.now).get().saturating_sub(at!(scan.rebased_at).get());
     if age > most { most } else { age }
 }
@@ -248,12 +264,12 @@ fn calls(scan: Shared<Scan>, line: Shared<Flow>, index: u32, waiting: u32) -> u3
     let limit = if own == 0 { at!(scan.unanswered_limit).get() } else { own };
     // Answered since, maybe: none is older, but the oldest one may be younger.
     let known = at!(line.oldest).get();
-    let mut oldest = age(scan, call::age_ns(known, now));
+    let mut oldest = age(scan, call::age_ns(known, now), limit);
     let matters = known == 0 || oldest >= limit || oldest >= EXACT;
     if matters && !flow::still_waits(line, known) {
         let (found, call) = flow::oldest_call(line, now);
         at!(line.oldest).set(call);
-        oldest = age(scan, found);
+        oldest = age(scan, found, limit);
     }
     keep_first(at!(scan.some.oldest_at), now - oldest);
     if oldest < limit {
