@@ -55,12 +55,12 @@ fn count_apart(frame: &Frame, segments: u32, bytes: u32) -> Option<Shared<Client
     Some(client)
 }
 
-/// A segment of the service. Each wire segment of a super-packet repeats the headers.
+/// A segment of the service.
 #[inline(always)]
 fn service<P: Packet>(packet: P, frame: &mut Frame) -> Verdict {
     let Some(server) = maps::server() else { return Verdict::Pass };
     let segments = packet.segments();
-    let bytes = frame.len + (segments - 1) * frame.payload;
+    let bytes = frame.wire_bytes(segments);
     let tick = at!(server.tick_at).get();
     let ends = frame.flags & (tcp::FIN | tcp::RST) != 0;
     let Some((index, line)) = maps::locate(frame) else {

@@ -112,16 +112,17 @@ fn quickly<P: Packet>(packet: P, frame: &mut Frame) -> u32 {
         return quick::DROP;
     }
     let rx = at!(line.rx);
-    count(line, packet.segments(), frame.len, tick);
+    count(line, packet.segments(), frame, tick);
     if frame.payload_len > 0 {
         at!(rx.next_seq).set(frame.sequence.wrapping_add(frame.payload_len));
         at!(rx.remaining).set(brings.left);
-        let flags = at!(rx.flags).get();
         if brings.completes {
-            at!(rx.flags).set(flags & !bits::PENDING);
+            if !brings.begins {
+                at!(rx.flags).and(!bits::PENDING);
+            }
             flow::accept(&Tables, (index, line), client, server, rpc::call(rx), now);
         } else if brings.begins {
-            at!(rx.flags).set(flags | bits::PENDING);
+            at!(rx.flags).or(bits::PENDING);
         }
     }
     let about = About { slot, index, line, way: way::IN };
@@ -173,11 +174,11 @@ fn in_turn<P: Packet>(packet: &P, line: Shared<Flow>, frame: &Frame) -> Option<B
 }
 
 #[inline(always)]
-fn count(line: Shared<Flow>, segments: u32, bytes: u32, tick: u64) {
+fn count(line: Shared<Flow>, segments: u32, frame: &Frame, tick: u64) {
     let rx = at!(line.rx);
     at!(line.last_at).set(tick);
     at!(rx.packets).set(at!(rx.packets).get() + segments as u64);
-    at!(rx.bytes).set(at!(rx.bytes).get() + bytes as u64);
+    at!(rx.bytes).set(at!(rx.bytes).get() + frame.wire_bytes(segments) as u64);
 }
 
 /// Takes in what the client acknowledges.
@@ -222,8 +223,9 @@ fn refuse<P: Packet>(packet: P, frame: &Frame, client: Shared<Client>, mode: u32
 /// Counts a packet that no line counts.
 #[inline(always)]
 fn apart<P: Packet>(packet: P, frame: &Frame, client: Shared<Client>) {
-    at!(client.rx_packets).count(packet.segments() as u64);
-    at!(client.rx_bytes).count(frame.len as u64);
+    let segments = packet.segments();
+    at!(client.rx_packets).count(segments as u64);
+    at!(client.rx_bytes).count(frame.wire_bytes(segments) as u64);
 }
 
 /// A segment that may begin a call or end a connection, or no segment at all. Not inlined: its stack and that of the
@@ -346,7 +348,7 @@ fn track<P: Packet>(
         }
     };
     let rx = at!(line.rx);
-    count(line, packet.segments(), frame.len, now);
+    count(line, packet.segments(), frame, now);
     let about = About { slot, index, line, way: way::IN };
     if frame.flags & tcp::RST != 0 {
         signal::reset(&about, client);

@@ -52,7 +52,7 @@ pub fn enter(s: Shared<Stream>, seq: u32, len: u32) -> Fit {
     let flags = at!(s.flags).get();
     let end = seq.wrapping_add(len);
     if flags & stream::SEEN == 0 {
-        at!(s.flags).set(flags | stream::SEEN);
+        at!(s.flags).or(stream::SEEN);
         at!(s.next_seq).set(end);
         return Fit::Unsynced;
     }
@@ -95,7 +95,7 @@ pub fn leap(s: Shared<Stream>, seq: u32, len: u32) -> bool {
 /// Forgets where records begin, until [`resync`].
 #[inline(always)]
 pub fn lose(s: Shared<Stream>) {
-    at!(s.flags).set(at!(s.flags).get() & !(stream::SYNCED | stream::PENDING));
+    at!(s.flags).and(!(stream::SYNCED | stream::PENDING));
     at!(s.lost).set(at!(s.lost).get() + 1);
     at!(s.remaining).set(0);
     at!(s.gathered).set(0);
@@ -111,7 +111,8 @@ pub fn peek<B: Bytes>(bytes: &B, s: Shared<Stream>, offset: u32, len: u32, head:
 /// A record begins at the start of this segment.
 #[inline(always)]
 pub fn resync(s: Shared<Stream>) {
-    at!(s.flags).set((at!(s.flags).get() | stream::SYNCED) & !stream::PENDING);
+    at!(s.flags).and(!stream::PENDING);
+    at!(s.flags).or(stream::SYNCED);
     at!(s.remaining).set(0);
     at!(s.gathered).set(0);
     at!(s.more).set(0);
@@ -205,7 +206,7 @@ pub fn step<B: Bytes>(bytes: &B, s: Shared<Stream>, rest: &mut Rest, side: Side)
             if !rpc::is_call(s) {
                 return Step::Lost;
             }
-            at!(s.flags).set(at!(s.flags).get() | stream::PENDING);
+            at!(s.flags).or(stream::PENDING);
             if ended(s) { Step::Record } else { Step::Continue }
         }
         Side::Replies => {
@@ -225,7 +226,7 @@ pub fn ended(s: Shared<Stream>) -> bool {
     if flags & stream::PENDING == 0 || at!(s.remaining).get() != 0 || at!(s.more).get() != 0 {
         return false;
     }
-    at!(s.flags).set(flags & !stream::PENDING);
+    at!(s.flags).and(!stream::PENDING);
     true
 }
 

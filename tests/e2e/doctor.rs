@@ -88,7 +88,7 @@ fn a_healthy_lab_has_nothing_critical_and_stays_as_it_is() {
     let scvm = diagnose(&lab, "scvm1", "agent.toml");
     let programs = scvm.says("programs", "ok");
     assert_eq!(programs.len(), 3, "{:#}", scvm.report);
-    assert!(programs.iter().all(|p| p.contains("in by xdp native (pinned BPF link)")), "{programs:?}");
+    assert!(programs.iter().all(|p| p.contains("in by tc (pinned BPF link)")), "{programs:?}");
     assert_eq!(scvm.says("strangers", "warning"), [""; 0]);
     // `status` says the same of them.
     let status = lab.agent_status("scvm1").expect("status");
@@ -179,5 +179,5 @@ fn each_defect_is_named() {
     lab.stop_process("scvm2/agent", SOON).expect("stop");
     let found = diagnose(&lab, "scvm2", "agent.toml");
     assert_eq!(found.says("programs", "ok").len(), 3, "{:#}", found.report);
-    found.assert_says("programs", "ok", "would be attached as xdp native");
+    found.assert_says("programs", "ok", "would be attached as tc");
 }

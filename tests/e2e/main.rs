@@ -12,5 +12,6 @@ mod one_writer;
 mod own_failures;
 mod restarts;
 mod routes;
+mod signals;
 mod support;
 mod writer;

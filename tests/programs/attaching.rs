@@ -83,7 +83,7 @@ fn each_kind_is_reported_sees_traffic_and_is_adopted() {
     use LinkKind::*;
     let (space, client) = wire();
     let wishes = [
-        (XdpMode::Auto, "xdp native", BpfLink, "tcx", BpfLink),
+        (XdpMode::Auto, "tc", BpfLink, "tcx", BpfLink),
         (XdpMode::Native, "xdp native", BpfLink, "tcx", BpfLink),
         (XdpMode::Generic, "xdp generic", BpfLink, "tcx", BpfLink),
         (XdpMode::Tc, "tc", BpfLink, "tcx", BpfLink),

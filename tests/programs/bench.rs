@@ -77,6 +77,7 @@ pub fn run(command: &str) {
 pub struct Bench {
     pub sensor: Sensor,
     ingress: Xdp,
+    ingress_tc: SchedClassifier,
     egress: SchedClassifier,
     config: Array<MapData, Config>,
     pub dir: PathBuf,
@@ -109,7 +110,7 @@ pub fn settings(dir: &Path) -> Settings {
             registration(HOST, STORAGE_ADDRESS, [192, 168, 85, 11], true),
             registration(MUTE, MUTE_ADDRESS, [192, 168, 85, 12], false),
         ],
-        xdp: XdpMode::Auto,
+        xdp: XdpMode::Native,
     }
 }
 
@@ -128,6 +129,7 @@ impl Bench {
         let mut bench = Bench {
             ingress: Xdp::from_pin(dir.join("program_ingress"), aya_obj::programs::XdpAttachType::Interface)
                 .unwrap(),
+            ingress_tc: SchedClassifier::from_pin(dir.join("program_ingress_tc")).unwrap(),
             egress: SchedClassifier::from_pin(dir.join("program_egress")).unwrap(),
             config: Array::try_from(
                 Map::from_map_data(MapData::from_pin(dir.join("CONFIG")).unwrap()).unwrap(),
@@ -187,13 +189,11 @@ impl Bench {
 
     /// What egress says to a super-packet that stands for `segments` of `size` payload bytes.
     pub fn tx_super(&self, frame: &[u8], segments: usize, size: usize) -> u32 {
-        // struct __sk_buff; all else must be 0.
-        let mut context = [0; 192];
-        context[164..168].copy_from_slice(&(segments as u32).to_ne_bytes());
-        context[176..180].copy_from_slice(&(size as u32).to_ne_bytes());
-        let options =
-            TestRunOptions { data_in: Some(frame), ctx_in: Some(&context), ..TestRunOptions::new() };
-        self.egress.test_run(options).unwrap().return_value
+        super_packet(&self.egress, frame, segments, size)
+    }
+    /// What ingress by TC says to one.
+    pub fn rx_super(&self, frame: &[u8], segments: usize, size: usize) -> u32 {
+        super_packet(&self.ingress_tc, frame, segments, size)
     }
 
     pub fn client(&self, host: HostId) -> Client {
@@ -205,6 +205,15 @@ impl Bench {
     pub fn counts(&self) -> Answer {
         self.sensor.read(HOST).unwrap()
     }
+}
+
+fn super_packet(program: &SchedClassifier, frame: &[u8], segments: usize, size: usize) -> u32 {
+    // struct __sk_buff; all else must be 0.
+    let mut context = [0; 192];
+    context[164..168].copy_from_slice(&(segments as u32).to_ne_bytes());
+    context[176..180].copy_from_slice(&(size as u32).to_ne_bytes());
+    let options = TestRunOptions { data_in: Some(frame), ctx_in: Some(&context), ..TestRunOptions::new() };
+    program.test_run(options).unwrap().return_value
 }
 
 pub fn now() -> u64 {

@@ -108,12 +108,18 @@ fn fragments_and_cut_headers_to_the_service_are_dropped_and_foreign_ones_pass() 
     let later = Tcp { fragment: 0x0003, ..whole.clone() };
     assert_eq!(bench.rx(&first.frame()), XDP_DROP);
     assert_eq!(bench.rx(&later.frame()), XDP_DROP);
-    assert_eq!(bench.rx(&ipv4(STORAGE_ADDRESS, SERVICE, 6, &[0; 12], &[], 0, 0)), XDP_DROP);
+    let cut = [&[3, 0], &PORT.to_be_bytes()[..], &[0; 8]].concat();
+    assert_eq!(bench.rx(&ipv4(STORAGE_ADDRESS, SERVICE, 6, &cut, &[], 0, 0)), XDP_DROP);
+    assert_eq!(
+        bench.rx(&ipv4(STORAGE_ADDRESS, SERVICE, 6, &cut[..3], &[], 0, 0)),
+        XDP_DROP,
+        "no port to read"
+    );
     let mut data_offset = whole.frame();
     data_offset[14 + 20 + 12] = 0xf0;
     data_offset[16..18].copy_from_slice(&60_u16.to_be_bytes());
     assert_eq!(bench.rx(&data_offset), XDP_DROP, "a TCP header of 60 bytes in 40");
-    assert_eq!(bench.client(HOST).drops[drop::UNPARSABLE], 4);
+    assert_eq!(bench.client(HOST).drops[drop::UNPARSABLE], 5);
 
     let before = bench.client(HOST);
     let elsewhere = Tcp { destination: [10, 10, 85, 1], fragment: 0x2000, ..whole.clone() };
@@ -123,6 +129,22 @@ fn fragments_and_cut_headers_to_the_service_are_dropped_and_foreign_ones_pass() 
     assert_eq!(bench.rx(&[0xff; 60]), XDP_PASS);
     assert_eq!(bench.rx(&udp(STORAGE_ADDRESS, SERVICE, 2049, b"datagram")), XDP_PASS);
     assert_eq!(bench.client(HOST), before, "nothing of it is counted as the client's");
+}
+
+/// By TC, GRO has put segments together before: they count as they were on the wire.
+#[test]
+fn what_gro_has_merged_counts_by_the_segment() {
+    let bench = Bench::admitted();
+    let mut c = Connection::open(700, &bench);
+    let before = bench.client(HOST);
+    let frame = c.send(&call(1, WRITE, 3000));
+    let (headers, payload) = (54, frame.len() - 54);
+    let segments = payload.div_ceil(1000);
+    assert_eq!(bench.rx_super(&frame, segments, 1000), TC_NEXT);
+    let after = bench.client(HOST);
+    assert_eq!(after.rx_packets - before.rx_packets, segments as u64);
+    assert_eq!(after.rx_bytes - before.rx_bytes, (payload + segments * headers) as u64);
+    assert_eq!((after.calls[2], after.rx_retransmitted), (1, 0));
 }
 
 #[test]

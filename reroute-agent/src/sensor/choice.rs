@@ -47,16 +47,18 @@ impl Way {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum OnAttach {
     GoesOn,
+    /// It goes on, but for as long as the program is there it does without something that TC does not take away.
+    Costs(&'static str),
     Resets(&'static str),
 }
 
 /// From the drivers' sources (`ndo_bpf`, XDP_SETUP_PROG). Those not listed are taken for ones that reset.
 const DRIVERS: &[(&str, OnAttach)] = &[
-    // Swaps a pointer, and starts NAPI on its own end.
-    ("veth", OnAttach::GoesOn),
     ("tun", OnAttach::GoesOn),
-    // Since 4.14: stops NAPI for a moment, packets wait in the ring; no reset of the device.
-    ("virtio_net", OnAttach::GoesOn),
+    // Swaps a pointer, and starts NAPI on its own end. What that costs is measured: docs/measurements.md.
+    ("veth", OnAttach::Costs("its peer sends no super-packets")),
+    // Since 4.14 without a reset: stops NAPI for a moment, packets wait in the ring.
+    ("virtio_net", OnAttach::Costs("it receives no super-packets")),
     // xen-netfront. Where the backend offers no headroom it takes the program, says yes, and never runs it.
     ("vif", OnAttach::Resets("it reconfigures with its backend, and may take a program that it never runs")),
     ("vmxnet3", OnAttach::Resets("it resets the device")),
@@ -173,6 +175,9 @@ fn native(wish: XdpMode, nic: &Facts, driver: &str) -> Result<String, String> {
     }
     match DRIVERS.iter().find(|(name, _)| Some(*name) == nic.driver.as_deref()) {
         Some((_, OnAttach::GoesOn)) => Ok(format!("{driver} takes a program without losing its link")),
+        Some((_, OnAttach::Costs(what))) => Err(format!(
+            "{driver} would be slower with it: {what} (xdp = \"native\" asks for it all the same)"
+        )),
         Some((_, OnAttach::Resets(how))) => {
             Err(format!("{driver} would interrupt the link: {how} (xdp = \"native\" forces it)"))
         }

@@ -20,14 +20,16 @@ fn the_order_by_wish_driver_mtu_and_features() {
     /// Wish, driver, MTU, features; attempts, and what is said of those passed over.
     type Case<'a> = (XdpMode, &'a str, u32, Option<u64>, &'a [Way], &'a str);
     let cases: &[Case<'_>] = &[
-        (XdpMode::Auto, "veth", 1500, ALL, &first, ""),
-        (XdpMode::Auto, "veth", 1500, None, &first, ""),
-        (XdpMode::Auto, "veth", 9000, ALL, &first, ""),
-        (XdpMode::Auto, "veth", 9000, None, &tc_first, "not known"),
+        (XdpMode::Auto, "tun", 1500, ALL, &first, ""),
+        (XdpMode::Auto, "tun", 1500, None, &first, ""),
+        (XdpMode::Auto, "tun", 9000, ALL, &first, ""),
+        (XdpMode::Auto, "tun", 9000, None, &tc_first, "not known"),
+        (XdpMode::Auto, "veth", 1500, ALL, &tc_first, "super-packets"),
+        (XdpMode::Native, "veth", 1500, ALL, &first, ""),
         (XdpMode::Auto, "veth", 1500, Some(0), &tc_first, "says that it has none"),
         (XdpMode::Auto, "tun", ONE_BUFFER_MTU, ONE_BUFFER, &first, ""),
         (XdpMode::Auto, "tun", ONE_BUFFER_MTU + 1, ONE_BUFFER, &tc_first, "one buffer per frame"),
-        (XdpMode::Auto, "virtio_net", 9000, ALL, &first, ""),
+        (XdpMode::Auto, "virtio_net", 9000, ALL, &tc_first, "super-packets"),
         (XdpMode::Auto, "vif", 1500, ONE_BUFFER, &tc_first, "never runs"),
         (XdpMode::Auto, "mlx5_core", 9000, ALL, &tc_first, "carrier"),
         (XdpMode::Auto, "newnic", 1500, ALL, &tc_first, "may interrupt"),
