@@ -333,6 +333,12 @@ pub fn accept<L: Lines>(
     let slot = at!(line.calls).element(free);
     if slot.replace(0, packed) {
         lines.wake(index);
+        // Whoever closes the line looks for its calls after that: this one sees it closed, or is seen.
+        if at!(line.state).get() == state::CLOSED && slot.replace(packed, 0) {
+            orphan(client, orphan::ENDED);
+            at!(client.in_progress).decrease(1);
+            at!(line.waiting).decrease(1);
+        }
     } else {
         orphan(client, orphan::UNTRACKED);
         at!(client.in_progress).decrease(1);

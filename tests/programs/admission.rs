@@ -222,3 +222,50 @@ fn both_sides_at_once_lose_no_count() {
     assert!(flows.iter().all(|(_, f)| f.waiting == 0 && f.calls.iter().all(|c| *c == 0)));
     assert_eq!(bench.server().untracked_calls, 0);
 }
+
+/// The server's end and a train of calls meet on two CPUs: none of them stays behind as one that waits for ever.
+#[test]
+fn calls_race_with_the_end_of_their_connection_and_none_waits_on() {
+    use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+    const ROUNDS: u64 = 3000;
+    let bench = Bench::admitted();
+    let mut left = 0;
+    let (go, done) = (AtomicU64::new(0), AtomicU64::new(0));
+    let end = |round: u64| {
+        let mut c = Connection::new((round % 60_000) as u16 + 1);
+        c.server_seq = c.server_seq.wrapping_add(1);
+        c.down(c.server_seq, RST | ACK, &[]).frame()
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for round in 1..=ROUNDS {
+                let frame = end(round);
+                while go.load(SeqCst) < round {
+                    std::hint::spin_loop();
+                }
+                for _ in 0..round * 37 % 4000 {
+                    std::hint::spin_loop();
+                }
+                bench.tx(&frame);
+                done.store(round, SeqCst);
+            }
+        });
+        for round in 1..=ROUNDS {
+            let mut c = Connection::open((round % 60_000) as u16 + 1, &bench);
+            let calls: Vec<u8> = (1..=40).flat_map(|xid| call(xid, WRITE, 0)).collect();
+            let frame = c.send(if round % 2 == 0 { &calls } else { &calls[..44] });
+            go.store(round, SeqCst);
+            for _ in 0..round * 53 % 2000 {
+                std::hint::spin_loop();
+            }
+            bench.rx(&frame);
+            while done.load(SeqCst) < round {
+                std::hint::spin_loop();
+            }
+            let waiting = bench.counts().in_progress;
+            assert!(waiting >= left);
+            left = waiting;
+        }
+    });
+    assert_eq!(left, 0, "of {ROUNDS} connections, all closed");
+}
