@@ -198,10 +198,13 @@ pub mod call {
     pub const fn class(packed: u64) -> u32 {
         ((packed >> 30) & 3) as u32
     }
+    /// A stamp may be ahead by this many units: a second.
+    const AHEAD: u64 = 1 << 18;
+
     /// How long ago, ns, seen from `now`; a call stamped a moment after `now` by another CPU has age 0.
     pub const fn age_ns(packed: u64, now_ns: u64) -> u64 {
         let diff = (now_ns >> UNIT_SHIFT).wrapping_sub(packed) & TIME_MASK;
-        if diff > TIME_MASK / 2 { 0 } else { diff << UNIT_SHIFT }
+        if diff > TIME_MASK - AHEAD { 0 } else { diff << UNIT_SHIFT }
     }
 }
 
@@ -218,5 +221,11 @@ mod tests {
         let age = call::age_ns(packed, at + 50_000_000);
         assert!((49_990_000..=50_010_000).contains(&age), "{age}");
         assert_eq!(call::age_ns(packed, at - 5_000_000), 0);
+        let hour = 3_600_000_000_000;
+        let age = call::age_ns(packed, at + hour);
+        assert!(
+            (hour - 10_000..=hour + 10_000).contains(&age),
+            "{age}: a server that hangs for long still hangs"
+        );
     }
 }
