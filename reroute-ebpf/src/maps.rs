@@ -54,6 +54,8 @@ pub struct TimerValue {
     pub rebased_at: u64,
     /// How late at most, of late, ns.
     pub stood_still: u64,
+    /// When that was, boot ns.
+    pub stood_at: u64,
 }
 // SAFETY: the kernel guards the timer; the rest is written by its callback alone.
 unsafe impl Sync for TimerValue {}

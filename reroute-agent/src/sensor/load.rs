@@ -24,7 +24,7 @@ const PINNED: [(&str, usize, usize, u32); 9] = [
     (pin::PIECES, 4, size_of::<Piece>(), MAX_PIECES),
     (pin::SERVER, 4, size_of::<Server>(), 1),
     (pin::EVENTS, 0, 0, 0),
-    (pin::TIMER, 4, 32, 1),
+    (pin::TIMER, 4, 40, 1),
 ];
 
 pub(super) const INGRESS: &str = "ingress";
