@@ -256,6 +256,8 @@ fn socket_state(context: *mut c_void, tuple: &mut bpf_sock_tuple, len: u32) -> u
 }
 
 const TCP_ESTABLISHED: u32 = 1;
+const TCP_SYN_RECV: u32 = 3;
+const TCP_NEW_SYN_RECV: u32 = 12;
 const TCP_LISTEN: u32 = 10;
 
 #[inline(always)]
@@ -298,8 +300,10 @@ pub fn listening(context: *mut c_void, address: &[u8; 16], port: u16) -> bool {
     look_up(context, (&[0; 16], 0), (address, port)) == TCP_LISTEN
 }
 
-/// Whether an established socket takes what comes by this flow. Not inlined: its stack is given back.
+/// Whether an established socket takes what comes by this flow, or, where that `has_bytes`, one that those will establish:
+/// they may come before the client's ACK, or with it. Not inlined: its stack is given back.
 #[inline(never)]
-pub fn established(context: *mut c_void, key: &FlowKey) -> bool {
-    look_up(context, (&key.remote, key.remote_port), (&key.local, key.local_port)) == TCP_ESTABLISHED
+pub fn established(context: *mut c_void, key: &FlowKey, has_bytes: bool) -> bool {
+    let state = look_up(context, (&key.remote, key.remote_port), (&key.local, key.local_port));
+    state == TCP_ESTABLISHED || (has_bytes && (state == TCP_SYN_RECV || state == TCP_NEW_SYN_RECV))
 }

@@ -280,6 +280,32 @@ fn a_connection_met_half_way_is_uncertain_once_and_found_again() {
     assert_eq!(bench.client(HOST).replies[2], 2);
 }
 
+/// The server's kernel takes a connection with its first bytes: until then there is no established socket.
+#[test]
+fn a_call_that_completes_a_handshake_we_did_not_see_is_not_missed() {
+    use std::os::fd::AsRawFd;
+    let bench = Bench::admitted();
+    run("ip addr add 192.168.33.2/32 dev lo");
+    run("ip addr add 10.10.85.11/32 dev lo");
+    let listener = TcpListener::bind("192.168.33.2:2049").unwrap();
+    let wait: libc::c_int = 30;
+    // SAFETY: the kernel reads the number.
+    #[allow(unsafe_code)]
+    let rc = unsafe {
+        let value = (&raw const wait).cast();
+        libc::setsockopt(listener.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, value, 4)
+    };
+    assert_eq!(rc, 0);
+    let socket = connect_from(STORAGE_ADDRESS);
+    let mut c = Connection::new(socket.local_addr().unwrap().port());
+    // Nothing is in progress yet: the end of such a connection leaves nothing behind.
+    bench.rx(&c.up(1, ACK, &[]).frame());
+    bench.rx(&c.up(1, RST, &[]).frame());
+    assert_eq!((bench.counts().orphans, bench.sensor.flows().unwrap().len()), (0, 0));
+    bench.rx(&c.send(&call(1, WRITE, 0)));
+    assert_eq!((bench.counts().in_progress, bench.counts().orphans), (1, 1));
+}
+
 /// A connection to the service from `source`.
 pub fn connect_from(source: [u8; 4]) -> TcpStream {
     use rustix::net::{AddressFamily, SocketType, bind, connect, socket};
