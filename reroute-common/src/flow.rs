@@ -169,7 +169,8 @@ pub struct Flow {
     pub retransmitted_at: [u64; 2],
     /// The sequence number of the client's SYN, if it was seen.
     pub client_syn: u32,
-    pub _pad: u32,
+    /// [`crate::table::Config::registered`] when `client` was last looked up.
+    pub registered: u32,
     pub _to_cache_line: [u64; 3],
     /// A call in progress, or 0: see [`call`]. The eight that an XID can choose from share a cache line.
     pub calls: [u64; CALL_SLOTS],

@@ -65,7 +65,8 @@ pub struct Config {
     pub agent_seen_at: u64,
     /// Bits of [`crate::pulse::server`] that userspace decides (`NULL_FAILED`).
     pub agent_state: u32,
-    pub _pad: u32,
+    /// Grows with each registration of addresses: lines that were claimed before it look up whose they are.
+    pub registered: u32,
     /// The NICs that carry NFS.
     pub interfaces: [Interface; MAX_INTERFACES],
 }

@@ -208,6 +208,22 @@ pub fn reopen(line: Shared<Flow>, client: Shared<Client>, now: u64) {
     at!(line.state).swap(state::OPEN);
 }
 
+/// The line's address has become another client's. What was counted is the former one's; what still runs may be either's.
+/// Not inlined: rare, and its stack is given back.
+#[inline(never)]
+pub fn readdress(line: Shared<Flow>, client: Shared<Client>, slot: u32, server: Shared<Server>) {
+    if at!(line.waiting).get() != 0 || missed_any(line) {
+        orphan(client, orphan::UNSEEN);
+    }
+    at!(server.sums_begun).increase(1);
+    if let Some(former) = crate::maps::client(at!(line.client).get()) {
+        abandon(line, former, 0, orphan::ENDED);
+        hand_over(line, former);
+    }
+    at!(line.client).set(slot);
+    at!(server.sums_ended).increase(1);
+}
+
 struct Leaving {
     line: Shared<Flow>,
     client: Shared<Client>,

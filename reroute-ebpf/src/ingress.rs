@@ -91,6 +91,9 @@ fn quickly<P: Packet>(packet: P, frame: &mut Frame) -> u32 {
     let (Some(config), Some(server)) = (maps::config(), maps::server()) else { return quick::PASS };
     let found = if frame.kind == Kind::Tcp { maps::locate(frame) } else { None };
     let Some((index, line)) = found else { return NOWHERE };
+    if at!(line.registered).get() != at!(config.registered).get() {
+        return index;
+    }
     let Some(brings) = in_turn(&packet, line, frame) else { return index };
     let slot = at!(line.client).get();
     let Some(client) = maps::client(slot) else { return quick::PASS };
@@ -234,6 +237,8 @@ fn apart<P: Packet>(packet: P, frame: &Frame, client: Shared<Client>) {
 fn whole<P: Packet>(packet: P, frame: &Frame, index: u32) -> Verdict {
     let (Some(config), Some(server)) = (maps::config(), maps::server()) else { return Verdict::Pass };
     let found = maps::flow(index).map(|line| (index, line));
+    // Before the address is looked up: whoever registers it does that the other way round.
+    let registered = at!(config.registered).get();
     let slot = maps::slot(frame.key.network, &frame.key.remote);
     let Some(client) = maps::client(slot) else { return Verdict::Pass };
     let now = kernel::now();
@@ -256,7 +261,7 @@ fn whole<P: Packet>(packet: P, frame: &Frame, index: u32) -> Verdict {
         at!(client.drops).element(drop::SHIELD as u32).count(1);
         apart(packet, frame, client);
         verdict = Verdict::Drop;
-    } else if !track(packet, frame, found, (slot, client, server, now)) {
+    } else if !track(packet, frame, found, registered, (slot, client, server, now)) {
         apart(packet, frame, client);
     }
     at!(client.in_progress).decrease(1);
@@ -294,6 +299,7 @@ fn track<P: Packet>(
     packet: P,
     frame: &Frame,
     found: Option<(u32, Shared<Flow>)>,
+    registered: u32,
     (slot, client, server, now): (u32, Shared<Client>, Shared<Server>, u64),
 ) -> bool {
     let syn = is_syn(frame);
@@ -303,6 +309,9 @@ fn track<P: Packet>(
         Some(found) => {
             let line = found.1;
             let rx = at!(line.rx);
+            if at!(line.client).get() != slot {
+                flow::readdress(line, client, slot, server);
+            }
             if syn {
                 let again = at!(line.state).get() == state::OPEN
                     && at!(rx.flags).get() & bits::SEEN != 0
@@ -349,6 +358,9 @@ fn track<P: Packet>(
         }
     };
     let rx = at!(line.rx);
+    if at!(line.registered).get() != registered {
+        at!(line.registered).set(registered);
+    }
     count(line, packet.segments(), frame, now);
     let about = About { slot, index, line, way: way::IN };
     if frame.flags & tcp::RST != 0 {

@@ -2,10 +2,12 @@
 
 use crate::bench::*;
 use crate::frames::*;
+use reroute_agent::config::AdmissionMode;
+use reroute_agent::sensor::Sensor;
 use reroute_common::admission::{Word, rank};
 use reroute_common::flow::CALL_WAYS;
 use reroute_common::table::{drop, mode};
-use reroute_core::ids::{BootNs, Epoch, Incarnation};
+use reroute_core::ids::{BootNs, Epoch, HostId, Incarnation, Network};
 use std::time::Duration;
 
 fn syn(port: u16) -> Vec<u8> {
@@ -221,6 +223,59 @@ fn both_sides_at_once_lose_no_count() {
     let flows = bench.sensor.flows().unwrap();
     assert!(flows.iter().all(|(_, f)| f.waiting == 0 && f.calls.iter().all(|c| *c == 0)));
     assert_eq!(bench.server().untracked_calls, 0);
+}
+
+/// A connection outlives its address's registration: from then on it is the new client's, on whichever way it is judged.
+#[test]
+fn a_connection_goes_with_its_address_to_another_client() {
+    let mut bench = Bench::admitted();
+    let mut c = Connection::open(700, &bench);
+    bench.rx(&c.send(&call(1, WRITE, 0)));
+    let mut settings = settings(&bench.dir);
+    // Another host has taken its place, and is not admitted; the old one's word stands.
+    settings.clients.remove(0);
+    let mut third = settings.clients[0].clone();
+    third.host = HostId(3);
+    third.addresses = vec![(Network::Storage, STORAGE_ADDRESS.into())];
+    third.has_agent = true;
+    settings.clients.push(third);
+    bench.sensor = Sensor::start(settings).unwrap();
+    bench.by(Network::Storage);
+    let new = || bench.client(HostId(3));
+    assert_eq!(bench.sensor.read(HostId(3)).unwrap().word.0, 0);
+    let before = c.clone();
+    assert_eq!(bench.rx(&c.send(&call(2, WRITE, 0))), XDP_DROP, "whoever sends now is not admitted");
+    c = before;
+    bench.sensor.admit(HostId(3), Epoch(1)).unwrap();
+    assert_eq!(bench.rx(&c.send(&call(2, WRITE, 0))), XDP_PASS);
+    assert_eq!(bench.rx(&c.send(&[call(3, WRITE, 0), call(4, WRITE, 0)].concat())), XDP_PASS);
+    assert_eq!((new().in_progress, new().orphans), (3, 1), "the call from before may be anybody's");
+    assert_eq!((new().calls[2], bench.client(HOST).calls[2]), (3, 1));
+    bench.tx(&c.answer(&[reply(2, 0), reply(3, 0), reply(4, 0)].concat()));
+    assert_eq!((new().in_progress, bench.client(HOST).in_progress), (0, 0));
+    assert_eq!(bench.client(HOST).orphans, 1);
+}
+
+/// In shadow mode a host may be served before anybody has registered it.
+#[test]
+fn a_connection_from_before_its_registration_is_admitted_with_its_host() {
+    let mut bench = Bench::with(|s| {
+        s.mode = AdmissionMode::Shadow;
+        s.clients.remove(0);
+    });
+    let mut c = Connection::open(700, &bench);
+    bench.rx(&c.send(&call(1, WRITE, 0)));
+    bench.tx(&c.answer(&reply(1, 0)));
+    bench.sensor = Sensor::start(settings(&bench.dir)).unwrap();
+    bench.by(Network::Storage);
+    bench.lease(Duration::from_secs(3600));
+    bench.sensor.admit(HOST, Epoch(1)).unwrap();
+    assert_eq!(bench.rx(&c.send(&call(2, WRITE, 0))), XDP_PASS);
+    bench.rx(&c.send(&[call(3, WRITE, 0), call(4, WRITE, 0)].concat()));
+    assert_eq!(bench.counts().in_progress, 3);
+    bench.tx(&c.answer(&[reply(2, 0), reply(3, 0), reply(4, 0)].concat()));
+    assert_eq!((bench.counts().in_progress, bench.counts().orphans), (0, 0));
+    assert_eq!(bench.sensor.clients().unwrap()[0].in_progress, 0);
 }
 
 /// The server's end and a train of calls meet on two CPUs: none of them stays behind as one that waits for ever.

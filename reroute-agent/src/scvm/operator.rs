@@ -264,7 +264,7 @@ pub mod tests {
                 timer_period_ns: 0,
                 agent_seen_at: 0,
                 agent_state: 0,
-                _pad: 0,
+                registered: 0,
                 interfaces: [table::Interface { index: 0, network: 0 }; table::MAX_INTERFACES],
             },
             journal_lost: 0,

@@ -104,7 +104,7 @@ impl Tables {
             timer_period_ns: timing.timer_us * 1000,
             agent_seen_at: clock::now().0,
             agent_state: now.agent_state,
-            _pad: 0,
+            registered: now.registered,
             interfaces: interfaces(&settings.interfaces)?,
         };
         for (i, word) in super::raw::bytes_of(&config).as_chunks::<8>().0.iter().enumerate() {
@@ -146,6 +146,10 @@ impl Tables {
                     .insert(key, slot, 0)
                     .map_err(|source| SensorError::Map { name: pin::ADDRESSES, source })?;
             }
+        }
+        // After the addresses: connections that stand in the table are told by them anew.
+        if let Some(word) = self.config.word(0, offset_of!(Config, registered)) {
+            word.fetch_add(1, SeqCst);
         }
         Ok(())
     }
