@@ -314,3 +314,77 @@ pub fn connect_from(source: [u8; 4]) -> TcpStream {
     connect(&fd, &std::net::SocketAddrV4::new(SERVICE.into(), PORT)).unwrap();
     TcpStream::from(fd)
 }
+
+/// Whatever the records and however they are cut, doubled or swapped: after each segment as many calls are in progress as
+/// have their last byte in the server's hands, on whichever way they were followed.
+#[test]
+fn any_segments_give_the_calls_that_are_whole() {
+    let bench = Bench::admitted();
+    let mut state = 0x2545_f491_4f6c_dd1d_u64;
+    let mut random = |below: usize| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as usize % below
+    };
+    for round in 0..400_u16 {
+        let mut c = Connection::open(1 + round, &bench);
+        let (mut bytes, mut ends) = (vec![], vec![]);
+        let calls = 1 + random(12) as u32;
+        for xid in 1..=calls {
+            let most = [0, 1, 60, 900][random(4)];
+            let whole = call_body(xid, WRITE, random(most + 1));
+            // In up to three fragments, the last one of nothing now and then.
+            let first = if random(3) == 0 { 24 + random(whole.len() - 23) } else { whole.len() };
+            if first < whole.len() || random(8) == 0 {
+                bytes.extend(fragment(&whole[..first], false));
+                let second = first + random(whole.len() - first + 1);
+                if random(2) == 0 {
+                    bytes.extend(fragment(&whole[first..second], false));
+                    bytes.extend(fragment(&whole[second..], true));
+                } else {
+                    bytes.extend(fragment(&whole[first..], true));
+                }
+            } else {
+                bytes.extend(record(&whole));
+            }
+            ends.push(bytes.len());
+        }
+        let mut cuts: Vec<usize> = (0..random(14)).map(|_| random(bytes.len())).collect();
+        // At a record's ends, and near them.
+        for end in &ends {
+            match random(6) {
+                0..3 => cuts.push(end - random(3)),
+                3 => cuts.push((end + random(40)).min(bytes.len())),
+                _ => {}
+            }
+        }
+        cuts.extend([0, bytes.len()]);
+        cuts.sort_unstable();
+        cuts.dedup();
+        let mut parts: Vec<(usize, usize)> = cuts.windows(2).map(|w| (w[0], w[1])).collect();
+        for _ in 0..random(3) {
+            let (a, b) = (random(parts.len()), random(parts.len()));
+            parts.swap(a, b);
+            let (from, to) = parts[random(parts.len())];
+            let longer = to + random(bytes.len() - to + 1);
+            parts.insert(random(parts.len() + 1), (from, longer));
+        }
+        let start = c.client_seq;
+        let mut have = vec![false; bytes.len()];
+        for (from, to) in &parts {
+            bench.rx(&c.up(start.wrapping_add(*from as u32), ACK, &bytes[*from..*to]).frame());
+            have[*from..*to].fill(true);
+            let prefix = have.iter().take_while(|h| **h).count();
+            let whole = ends.iter().filter(|end| **end <= prefix).count();
+            let counts = bench.counts();
+            assert_eq!(
+                (counts.in_progress as usize, counts.orphans),
+                (whole, 0),
+                "round {round}: {ends:?} as {parts:?}, after {from}..{to}"
+            );
+        }
+        for xid in 1..=calls {
+            bench.tx(&c.answer(&reply(xid, 0)));
+        }
+        assert_eq!(bench.counts().in_progress, 0);
+    }
+}
