@@ -146,10 +146,8 @@ pub fn claim<L: Lines>(
     if !claimed {
         return None;
     }
-    if held != state::FREE {
-        if held == state::OPEN {
-            at!(server.evicted_flows).count(1);
-        }
+    if held == state::OPEN {
+        at!(server.evicted_flows).count(1);
     }
     write_key(line, key);
     at!(line.client).set(slot);

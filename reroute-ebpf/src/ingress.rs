@@ -119,6 +119,7 @@ fn quickly<P: Packet>(packet: P, frame: &mut Frame) -> u32 {
     if frame.payload_len > 0 {
         at!(rx.next_seq).set(frame.sequence.wrapping_add(frame.payload_len));
         at!(rx.remaining).set(brings.left);
+        // Changed bit by bit: egress sets some of them meanwhile.
         if brings.completes {
             if !brings.begins {
                 at!(rx.flags).and(!bits::PENDING);

@@ -5,7 +5,7 @@ use crate::frames::*;
 use reroute_agent::config::AdmissionMode;
 use reroute_agent::sensor::Sensor;
 use reroute_common::admission::{Word, rank};
-use reroute_common::flow::CALL_WAYS;
+use reroute_common::flow::{CALL_WAYS, stream as bits};
 use reroute_common::table::{drop, mode};
 use reroute_core::ids::{BootNs, Epoch, HostId, Incarnation, Network};
 use std::time::Duration;
@@ -323,4 +323,7 @@ fn calls_race_with_the_end_of_their_connection_and_none_waits_on() {
         }
     });
     assert_eq!(left, 0, "of {ROUNDS} connections, all closed");
+    let flows = bench.sensor.flows().unwrap();
+    let forgot = flows.iter().filter(|(_, flow)| flow.rx.flags & bits::RESET == 0).count();
+    assert_eq!(forgot, 0, "of {} that were reset", flows.len());
 }
