@@ -18,7 +18,11 @@ impl Lines for Table {
     fn line(&self, index: u32) -> Option<Shared<Flow>> {
         (index < MAX_FLOWS).then(|| self.lines[(index % WAYS) as usize])
     }
+    /// In [`claim`], when nobody adds up what its line has counted.
     fn client(&self, slot: u32) -> Option<Shared<Client>> {
+        let server = self.server;
+        let begun = at!(server.sums_begun).get();
+        assert_eq!(begun, at!(server.sums_ended).get() + 1, "and whoever adds up knows");
         self.clients.get(slot as usize).copied()
     }
     fn piece(&self, _: u32) -> Option<Shared<Piece>> {

@@ -34,7 +34,7 @@ pub struct World {
 impl World {
     pub fn new(space: &Space) -> anyhow::Result<World> {
         let wire = Wire::new()?;
-        let mut sensor = Sensor::start(settings(space.pins("detect"), "s0", XdpMode::Auto)?)?;
+        let mut sensor = Sensor::start(settings(space.pins("detect"), "s0", XdpMode::Native)?)?;
         admit(&sensor)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let events = {
