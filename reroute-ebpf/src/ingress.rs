@@ -304,8 +304,7 @@ fn track<P: Packet>(
     (slot, client, server, now): (u32, Shared<Client>, Shared<Server>, u64),
 ) -> bool {
     let syn = is_syn(frame);
-    let has_bytes = frame.payload_len > 0 && frame.flags & (tcp::SYN | tcp::RST) == 0;
-    let established = || kernel::established(packet.context(), &frame.key, has_bytes);
+    let established = || kernel::established(packet.context(), frame);
     let (index, line) = match found {
         Some(found) => {
             let line = found.1;

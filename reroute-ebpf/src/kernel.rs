@@ -2,6 +2,7 @@
 
 use crate::cell::{Shared, opaque};
 use crate::packet::{Bytes, HEAD, Packet};
+use crate::parse::{Frame, tcp};
 use aya_ebpf::bindings::{
     __sk_buff, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1,
     bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2, xdp_md,
@@ -9,7 +10,7 @@ use aya_ebpf::bindings::{
 use aya_ebpf::helpers::generated as helpers;
 use core::ffi::c_void;
 use core::mem::MaybeUninit;
-use reroute_common::flow::{FlowKey, PIECE_BYTES};
+use reroute_common::flow::PIECE_BYTES;
 use reroute_common::pulse::LEN;
 
 #[inline(always)]
@@ -300,10 +301,13 @@ pub fn listening(context: *mut c_void, address: &[u8; 16], port: u16) -> bool {
     look_up(context, (&[0; 16], 0), (address, port)) == TCP_LISTEN
 }
 
-/// Whether an established socket takes what comes by this flow, or, where that `has_bytes`, one that those will establish:
-/// they may come before the client's ACK, or with it. Not inlined: its stack is given back.
+/// Whether an established socket takes this segment, or, where it has bytes, one that those will establish: they may
+/// come before the client's ACK, or with it. Not inlined: its stack is given back, and the verifier knows nothing of how
+/// it went.
 #[inline(never)]
-pub fn established(context: *mut c_void, key: &FlowKey, has_bytes: bool) -> bool {
+pub fn established(context: *mut c_void, frame: &Frame) -> bool {
+    let key = &frame.key;
     let state = look_up(context, (&key.remote, key.remote_port), (&key.local, key.local_port));
+    let has_bytes = frame.payload_len > 0 && frame.flags & (tcp::SYN | tcp::RST) == 0;
     state == TCP_ESTABLISHED || (has_bytes && (state == TCP_SYN_RECV || state == TCP_NEW_SYN_RECV))
 }
