@@ -1,6 +1,7 @@
 //! The machine's words for routes and sockets, carried out.
 
 use crate::config::{Config, Host, HostEntry, interface_index};
+use crate::netlink::neighbour::Neighbours;
 use crate::netlink::route::{NextHop, Route, RouteError, Table};
 use crate::netlink::sockets::{self, Before, Filter};
 use reroute_core::host::{Found, RouteFailure};
@@ -10,6 +11,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 pub struct Kernel {
     table: Table,
+    neighbours: Neighbours,
     /// Next hop by path.
     hops: Vec<(Path, Ipv4Addr)>,
     interfaces: [(Network, String, Ipv4Addr); 3],
@@ -30,6 +32,7 @@ impl Kernel {
         let service = IpAddr::V4(cluster.service_address);
         Ok(Kernel {
             table: Table::open(cluster.service_address, host.route_protocol)?,
+            neighbours: Neighbours::open()?,
             hops: hops.collect(),
             interfaces: host.interfaces.each().map(|(n, name)| (n, name.to_string(), node.address(n))),
             protocol: host.route_protocol,
@@ -92,7 +95,8 @@ impl Kernel {
     }
 
     /// Destroys this host's sockets to the service address; with `keep`, not those bound to its address there. After a
-    /// route was replaced, nor those opened since: they lead to the new server, and may have calls there already.
+    /// route was replaced, nor those opened since: they lead to the new server, and may have calls there already. What such
+    /// a socket has sent and the kernel still keeps, for a next hop that does not answer, goes with it.
     pub fn destroy_sockets(&mut self, keep: Option<Network>) -> Result<u32, String> {
         let kept = keep.and_then(|network| self.interfaces.iter().find(|(n, ..)| *n == network));
         let kept = kept.map(|(.., address)| IpAddr::V4(*address));
@@ -100,7 +104,13 @@ impl Kernel {
         let is_old = |tcp: &sockets::Tcp| {
             before.as_ref().is_none_or(|(before, source)| before.had(tcp) || tcp.local.ip() != *source)
         };
-        sockets::destroy_where(&self.sockets, |tcp| Some(tcp.local.ip()) != kept && is_old(tcp))
-            .map_err(|error| error.to_string())
+        let destroyed =
+            sockets::destroy_where(&self.sockets, |tcp| Some(tcp.local.ip()) != kept && is_old(tcp))
+                .map_err(|error| error.to_string())?;
+        let hops: Vec<_> = self.hops.iter().map(|(_, hop)| *hop).collect();
+        self.neighbours
+            .drop_waiting(&hops)
+            .map_err(|error| format!("what waits for a next hop could not be dropped: {error}"))?;
+        Ok(destroyed)
     }
 }

@@ -6,6 +6,7 @@
 pub mod ethtool;
 pub mod filters;
 pub mod links;
+pub mod neighbour;
 pub mod nic;
 pub mod route;
 pub mod sockets;

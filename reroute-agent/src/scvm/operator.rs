@@ -311,7 +311,7 @@ pub mod tests {
             client_syn: 0,
             pieces_end: 0,
             _to_cache_line: [0; 3],
-            _pad: 0,
+            registered: 0,
             calls_seen: [0, 0, 7, 0],
             replies_seen: [0, 0, 5, 0],
             first_piece: 0,
