@@ -103,7 +103,8 @@ fn service<P: Packet>(packet: P, frame: &mut Frame) -> Verdict {
         }
         // After `next_seq`: whoever takes an ACK in looks at it again.
         if at!(line.unacked_since).get() == 0 {
-            at!(line.unacked_since).set(tick);
+            // Atomic, so that it stands before the watch is looked at: the timer does it the other way round.
+            at!(line.unacked_since).swap(tick);
             Tables.wake(index);
         }
     }

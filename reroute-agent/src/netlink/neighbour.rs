@@ -88,11 +88,11 @@ mod tests {
     #[test]
     fn what_waits_for_an_address_is_dropped_and_what_is_known_stays() {
         run(|| {
-            ip("link add a type veth peer name b");
-            ip("addr add 10.9.0.1/24 dev a");
-            ip("link set a up");
-            ip("link set b up");
-            ip("neigh add 10.9.0.3 lladdr 02:00:00:00:00:03 dev a");
+            ip("link add one type veth peer name two");
+            ip("addr add 10.9.0.1/24 dev one");
+            ip("link set one up");
+            ip("link set two up");
+            ip("neigh add 10.9.0.3 lladdr 02:00:00:00:00:03 dev one");
             let socket = UdpSocket::bind("10.9.0.1:0").unwrap();
             for address in ["10.9.0.2", "10.9.0.4"] {
                 socket.send_to(b"waits", (address, 9)).unwrap();
