@@ -99,10 +99,7 @@ fn a_healthy_lab_has_nothing_critical_and_stays_as_it_is() {
     );
     let text = lab.agent("scvm1", &["status"]).expect("status").stdout;
     let text = String::from_utf8_lossy(&text).into_owned();
-    assert!(
-        text.contains("ingress_link bpf link, pinned") && text.contains("no super-packets"),
-        "{text}"
-    );
+    assert!(text.contains("ingress_link bpf link, pinned") && text.contains("no super-packets"), "{text}");
 }
 
 #[test]
