@@ -37,7 +37,7 @@ for start in first second; do
         kill -0 $agent 2>/dev/null || break
         sleep 0.2
     done
-    tr -d ' \n' </tmp/status | grep -o '{"egress":[^}]*}' >/tmp/attached
+    tr -d ' \n' </tmp/status | grep -o '{[^{}]*"egress":[^{}]*}' >/tmp/attached
     while read -r attached; do
         echo "vm: $start $attached"
     done </tmp/attached
