@@ -93,8 +93,10 @@ fn syn_passes(bench: &Bench, port: u16) -> bool {
 
 #[test]
 fn a_reply_tells_what_the_kernel_sees() {
-    // However slow this machine is, the server falls not silent.
-    let mut bench = Bench::with(|settings| settings.timing.silent_ms = 600_000);
+    // However slow this machine is, the server falls not silent, and the agent is not forgotten.
+    let mut bench = Bench::with(|settings| {
+        (settings.timing.unanswered_ms, settings.timing.unanswered_ceiling_ms) = (600_000, 600_000);
+    });
     let before = now();
     let reply = probe(&bench);
     assert!(reply.scvm_stamp >= before && reply.scvm_stamp <= now());
@@ -110,7 +112,7 @@ fn a_reply_tells_what_the_kernel_sees() {
     bench.rx(&c.send(&(0..=CALL_WAYS).flat_map(|i| call(2 + 8 * i, WRITE, 0)).collect::<Vec<_>>()));
     bench.tx(&c.answer(&reply_of(1)));
     bench.sensor.set_agent_state(server::NULL_FAILED).unwrap();
-    bench.sensor.touch(BootNs(now())).unwrap();
+    bench.sensor.touch(BootNs(now() + 60_000_000_000)).unwrap();
     bench.sensor.set_mode(mode::SHADOW).unwrap();
     run("ip addr add 192.168.33.2/32 dev lo");
     let _listener = TcpListener::bind("192.168.33.2:2049").unwrap();
