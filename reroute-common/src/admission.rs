@@ -1,7 +1,7 @@
 //! The admission word: who may call, at which epoch. It only grows.
 
 /// `epoch << 8 | rank`, so that plain integer order is the order of admission's life.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 #[repr(transparent)]
 pub struct Word(pub u64);
 

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 pub const VERSION: u32 = 1;
 
 /// A POST body. The MAC over it travels in a header.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Envelope {
     pub version: u32,
@@ -22,7 +22,7 @@ pub struct Envelope {
     pub msg: ToMeta,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
 pub enum ToMeta {
     // --- from an SCVM ---
@@ -52,7 +52,7 @@ pub enum ToMeta {
     Arrived { epoch: Epoch, path: Path },
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum MetaReply {
     /// Taken in; what comes of it comes by push.
@@ -70,7 +70,7 @@ pub enum MetaReply {
 }
 
 /// Named refusals; each says what to do.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, thiserror::Error)]
 #[serde(tag = "name", rename_all = "snake_case")]
 pub enum Refusal {
     #[error("no session in this term: open one")]
@@ -102,7 +102,7 @@ pub enum Refusal {
 }
 
 /// A line of the push stream.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct FromMeta {
     pub term: Term,
     /// Counts up per term and node; 0 for the first line of each stream.
@@ -110,7 +110,7 @@ pub struct FromMeta {
     pub order: Order,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum Order {
     /// First line of each stream; and sent when nothing else was for 1 s.
@@ -136,7 +136,7 @@ pub enum Order {
 }
 
 /// What an SCVM says of its own server.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ServerHealth {
     pub server_incarnation: Incarnation,
     /// A socket listens on the service port.
@@ -157,7 +157,7 @@ pub struct ServerHealth {
 }
 
 /// A piece of evidence, with who saw it. Times are the observer's own clock.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Evidence {
     pub kind: EvidenceKind,
     pub observer: NodeId,
@@ -233,7 +233,7 @@ impl FenceProof {
 }
 
 /// How a host stands, as it tells Meta.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct HostReport {
     /// The login it acts on (0: none).
     pub epoch: Epoch,
@@ -251,7 +251,7 @@ pub struct HostReport {
     pub paths: Vec<PathHealth>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct PathHealth {
     pub path: Path,
     pub state: Health,
@@ -271,7 +271,7 @@ pub enum Health {
 }
 
 /// The session health view: what `status` shows, wherever it is asked.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ClusterView {
     pub cluster: String,
     pub term: Term,
@@ -280,7 +280,7 @@ pub struct ClusterView {
     pub hosts: Vec<HostView>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct SessionView {
     pub scvm: ScvmId,
     pub name: String,
@@ -350,14 +350,14 @@ impl Login {
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct LoginView {
     #[serde(flatten)]
     pub login: Login,
     pub age_ns: u64,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct HostView {
     pub host: HostId,
     pub name: String,

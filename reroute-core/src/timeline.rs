@@ -5,7 +5,7 @@ use crate::proto::{Evidence, FenceProof};
 use serde::{Deserialize, Serialize};
 
 /// A line of a journal (JSON).
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Entry {
     pub at: BootNs,
     /// Name of the node that writes.
@@ -14,7 +14,7 @@ pub struct Entry {
     pub event: Event,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Event {
     /// The agent is up; `adopted` says what it found standing.

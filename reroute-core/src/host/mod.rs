@@ -67,7 +67,7 @@ pub struct Record {
     pub released: Option<Epoch>,
 }
 
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Input {
     /// Every pulse period; `due` is when this one should have come.
     Tick {
@@ -116,7 +116,7 @@ pub enum Input {
     Adopt,
 }
 
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Effect {
     SendPulse {
         path: Path,

@@ -4,7 +4,7 @@ use super::phase::Phase;
 use super::*;
 
 /// This host as its operator sees it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Local {
     pub report: HostReport,
     /// settled, asked, moving, arriving.

@@ -107,7 +107,7 @@ pub struct Expected {
 }
 
 /// What a reply says: which request it answers, by number and time, and what the SCVM's kernel knows.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Answer {
     pub sequence: u64,
     pub time: BootNs,

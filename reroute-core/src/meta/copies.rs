@@ -9,12 +9,12 @@ const KEPT: usize = 64;
 /// Incarnations of one node that are remembered.
 const INCARNATIONS: usize = 4;
 
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct Copies {
     recent: VecDeque<(Incarnation, Window)>,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 struct Window {
     replies: BTreeMap<u64, MetaReply>,
     /// Everything below has been taken in, or never will be.

@@ -8,7 +8,7 @@ use crate::timeline::Event;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// One host's login: the record, what is on its way to the store, and what was heard since the record changed.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct HostLogin {
     pub(super) stored: Option<Versioned>,
     pub(super) since: BootNs,
@@ -28,7 +28,7 @@ pub(super) struct HostLogin {
     pub(super) resend_at: BootNs,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Storing {
     pub(super) record: Record,
     /// A host asked for it and is told if it fails.
@@ -36,7 +36,7 @@ pub(super) struct Storing {
 }
 
 /// A move that was asked for; its target makes ready. Nothing is on record.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Ask {
     pub(super) wanted: Wanted,
     pub(super) epoch: Epoch,
@@ -45,7 +45,7 @@ pub(super) struct Ask {
 }
 
 /// Heard since the record's epoch began; a restart forgets it and asks anew.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct Facts {
     pub(super) proofs: BTreeMap<(ScvmId, Epoch), FenceProof>,
     /// The target may have been told to admit.

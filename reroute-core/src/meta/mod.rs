@@ -34,7 +34,7 @@ use sessions::Session;
 use std::collections::BTreeMap;
 
 /// What the master is told once. Times in ns.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Settings {
     pub cluster: String,
     /// Grows with each start; drawn from the store.
@@ -60,7 +60,7 @@ fn with_drift(ns: u64) -> u64 {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RequestId(pub u64);
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Input {
     /// A genuine message of our cluster and version, from a configured node.
     Message { request: RequestId, from: NodeId, incarnation: Incarnation, seq: u64, msg: ToMeta },
@@ -74,7 +74,7 @@ pub enum Input {
     StoreFailed { host: HostId, why: String, found: Option<Option<Versioned>> },
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Effect {
     /// Exactly one per [`Input::Message`]. Whoever numbers the pushes fills in [`MetaReply::Session`]'s `orders_to`.
     Reply {
@@ -95,7 +95,7 @@ pub enum Effect {
     Journal(Event),
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct SessionMaster {
     settings: Settings,
     started: BootNs,

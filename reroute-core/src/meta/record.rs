@@ -5,7 +5,7 @@ use crate::proto::{Evidence, FenceProof, Fencing, Login, LoginState};
 use serde::{Deserialize, Serialize};
 
 /// What the store holds per host.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Record {
     pub login: Login,
@@ -23,14 +23,14 @@ pub struct Holder {
 }
 
 /// A record with the number the store gave it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Versioned {
     pub version: u64,
     pub record: Record,
 }
 
 /// A move as it is asked for.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Wanted {
     pub to: ScvmId,
     pub planned: bool,

@@ -4,7 +4,7 @@ use super::{SessionMaster, with_drift};
 use crate::ids::*;
 use crate::proto::{ServerHealth, SessionState};
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Session {
     pub(super) state: SessionState,
     pub(super) since: BootNs,

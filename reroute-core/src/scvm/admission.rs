@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 const TRIES: u32 = 5;
 
 /// An admission under way.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Pending {
     epoch: Epoch,
     /// Meta waits for an answer (an order; else the list of a new session).
@@ -24,7 +24,7 @@ struct Pending {
     tries: u32,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Preparing {
     epoch: Epoch,
     /// No old socket is left.
@@ -35,7 +35,7 @@ struct Preparing {
     tries: u32,
 }
 
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Admission {
     words: BTreeMap<HostId, Word>,
     /// The highest epoch a fence was asked for: nothing up to it is admitted any more, whatever comes late.

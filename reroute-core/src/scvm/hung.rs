@@ -8,7 +8,7 @@ use crate::ids::*;
 /// nobody: longer than a slow disk takes, short beside what the host's virtual machines endure.
 pub const UNANSWERED_NS: u64 = 300 * MS;
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Judgement {
     Kill(String),
     Spare(&'static str),

@@ -22,7 +22,7 @@ pub enum Mode {
 }
 
 /// What the kernel says of the server as a whole.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct ServerFacts {
     /// The incarnation the kernel was told of; 0: none yet.
     pub incarnation: Incarnation,
@@ -38,7 +38,7 @@ pub struct ServerFacts {
 }
 
 /// What the kernel says of one host.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ClientFacts {
     pub host: HostId,
     pub has_agent: bool,
@@ -49,7 +49,7 @@ pub struct ClientFacts {
 }
 
 /// The kernel's answer to a command: the word as it stands, and the counts read after it was set.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Answer {
     pub word: Word,
     pub in_progress: u32,
@@ -66,7 +66,7 @@ impl Answer {
 }
 
 /// A transition that the programs reported.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Signal {
     pub kind: SignalKind,
     pub at: BootNs,
@@ -76,7 +76,7 @@ pub struct Signal {
     pub limit_ns: u64,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum SignalKind {
     Unanswered,
     UnansweredEnd,
@@ -106,7 +106,7 @@ pub enum Way {
 }
 
 /// What a message to Meta was, given back with its reply.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Tag {
     Open {
         session: u64,
@@ -125,20 +125,20 @@ pub enum Tag {
 }
 
 /// Why a host's sockets are destroyed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Purpose {
     Prepare,
     Fence,
 }
 
 /// Sockets of a host: how many were destroyed, how many are left.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Purge {
     pub destroyed: u32,
     pub left: u32,
 }
 
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Input {
     /// Time has passed.
     Tick,
@@ -223,7 +223,7 @@ pub enum Input {
     },
 }
 
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Effect {
     /// → [`Input::Reply`]
     Send {

@@ -48,7 +48,7 @@ const BEAT_NS: u64 = 10 * MS;
 const FAULT_GAP_NS: u64 = 10 * SEC;
 
 /// Times in ns.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Settings {
     pub id: ScvmId,
     /// This run of the agent.
@@ -68,7 +68,7 @@ pub struct Settings {
     pub null_rpc_ns: u64,
 }
 
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Scvm {
     settings: Settings,
     session: Session,

@@ -8,14 +8,14 @@ use std::collections::BTreeMap;
 
 const RESEND_NS: u64 = 50 * MS;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
     Prepared,
     Fence,
     Admitted,
 }
 
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Letter {
     id: u64,
     msg: ToMeta,
@@ -23,7 +23,7 @@ struct Letter {
     again_at: Option<BootNs>,
 }
 
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Outbox {
     last_id: u64,
     letters: BTreeMap<(HostId, Kind), Letter>,

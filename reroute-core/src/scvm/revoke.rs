@@ -21,7 +21,7 @@ const SAY_AGAIN_NS: u64 = 500 * MS;
 /// A killed process that has not terminated after this long is reported.
 const REAP_NS: u64 = 100 * MS;
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Stage {
     /// A planned move, and only calls that end by themselves would prove the fence: is there one that cannot? The
     /// host stays admitted until that is known, and Meta's next order asks again.
@@ -36,7 +36,7 @@ pub enum Stage {
     Proven { proof: FenceProof, purge: Option<Purging> },
 }
 
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Revoke {
     pub host: HostId,
     pub epoch: Epoch,

@@ -14,14 +14,14 @@ const STARVED_PROBES: u32 = 5;
 const FRESH_NS: u64 = 10 * MS;
 
 /// A NULL call that has come to its end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Probed {
     /// Not later than the moment it left.
     pub sent_at: BootNs,
     pub answered: bool,
 }
 
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Server {
     silent_ns: u64,
     facts: ServerFacts,

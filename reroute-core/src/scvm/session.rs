@@ -14,7 +14,7 @@ const OPEN_TIMEOUT_NS: u64 = SEC;
 /// Health that changed is told at once, but not more often than this.
 const NEWS_GAP_NS: u64 = 10 * MS;
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum State {
     /// SessionOpen goes out at `open_at`.
     Closed {
@@ -40,7 +40,7 @@ pub enum State {
     },
 }
 
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Session {
     state: State,
     /// Number of the last SessionOpen: replies to earlier runs renew nothing.

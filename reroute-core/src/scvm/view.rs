@@ -7,7 +7,7 @@ use crate::proto::{FenceProof, ServerHealth};
 use reroute_common::admission::rank;
 use serde::{Deserialize, Serialize};
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct View {
     pub scvm: ScvmId,
     /// `shadow`, `enforce` or `bypass`.
@@ -24,7 +24,7 @@ pub struct View {
     pub hosts: Vec<HostStanding>,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct HostStanding {
     pub host: HostId,
     pub epoch: Epoch,
@@ -37,7 +37,7 @@ pub struct HostStanding {
     pub revoke: Option<RevokeStanding>,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct RevokeStanding {
     pub epoch: Epoch,
     pub stage: String,

@@ -34,7 +34,7 @@ const LONG_NS: u64 = 600 * SEC;
 const FACTOR: u64 = 2;
 
 /// Limits of the configuration, ns: `floor <= ceiling`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Bounds {
     pub floor_ns: u64,
     /// For clients without history.
@@ -43,7 +43,7 @@ pub struct Bounds {
 }
 
 /// One client as the kernel shows it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Latency {
     pub host: HostId,
     /// Replies ever, by class and log2 bucket in µs ([`reroute_common::table::Client::latency`]).
@@ -53,13 +53,13 @@ pub struct Latency {
 }
 
 /// Have the kernel hold `host` to this limit. There is no answer: the next [`Latency`] shows whether it did.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SetLimit {
     pub host: HostId,
     pub limit_ns: u64,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Client {
     seen: [u64; LATENCY_BUCKETS],
     window: Window,
@@ -69,7 +69,7 @@ struct Client {
 }
 
 /// All clients' limits. Wants to be told their latencies several times per second.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Limits {
     bounds: Bounds,
     clients: BTreeMap<HostId, Client>,

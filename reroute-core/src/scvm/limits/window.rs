@@ -5,7 +5,7 @@ use crate::ids::BootNs;
 use reroute_common::table::LATENCY_BUCKETS;
 use std::collections::VecDeque;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Slot {
     from: BootNs,
     replies: u64,
@@ -16,7 +16,7 @@ struct Slot {
 const _: () = assert!(LATENCY_BUCKETS <= 32);
 
 /// Slots with replies only, by time.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct Window {
     slots: VecDeque<Slot>,
     replies: u64,

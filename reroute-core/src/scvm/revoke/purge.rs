@@ -12,7 +12,7 @@ use crate::timeline::Event;
 const PURGE_AFTER_NS: u64 = SEC;
 const PURGE_TRIES: u32 = 5;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Purging {
     /// `None` while it is under way.
     pub(super) at: Option<BootNs>,
