@@ -75,6 +75,8 @@ pub enum MetaReply {
 pub enum Refusal {
     #[error("no session in this term: open one")]
     NoSession,
+    #[error("this Meta is not known to lead ({why}): ask again, it goes on when the store confirms it")]
+    NotLeader { why: String },
     #[error("version {got} is not spoken here, only {want}: install the same release on every node")]
     Version { got: u32, want: u32 },
     #[error("cluster id {got:?} is not ours: check [cluster] id in the configuration")]

@@ -72,6 +72,12 @@ impl Config {
                 format!("{default} ms is not between floor ({floor} ms) and ceiling ({ceiling} ms)"),
             ));
         }
+        // Sessions must outlive a leader that is slow to confirm: else each hiccup of the store ends them all.
+        if t.leader_ms < 30 || t.leader_ms > t.session_ms {
+            let why =
+                format!("{} ms must be from 30 ms to timing.session_ms ({} ms)", t.leader_ms, t.session_ms);
+            return Err(self.bad("timing.leader_ms", why));
+        }
         for (key, lease, beat) in [
             ("timing.affirm_ms", t.affirm_ms, t.pulse_ms),
             ("timing.session_ms", t.session_ms, t.keepalive_ms),

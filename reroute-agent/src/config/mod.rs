@@ -259,6 +259,8 @@ pub struct Timing {
     pub session_ms: u64,
     /// ... and for clients without an agent.
     pub session_no_agent_ms: u64,
+    /// A Meta leader acts as one for this long after it asked the store for the last confirmation that came true.
+    pub leader_ms: u64,
     pub affirm_ms: u64,
     /// A call older than this raises `unanswered`, of a client whose own latency is not known yet.
     pub unanswered_ms: u64,
@@ -292,6 +294,7 @@ impl Default for Timing {
             keepalive_ms: 100,
             session_ms: 500,
             session_no_agent_ms: 8000,
+            leader_ms: 300,
             affirm_ms: 100,
             unanswered_ms: 50,
             unacked_ms: 500,

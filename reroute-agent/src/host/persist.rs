@@ -86,7 +86,8 @@ mod tests {
     fn what_was_stored_is_loaded() {
         let dir = Dir::new("store");
         assert_eq!(load(&dir.0).unwrap(), Record::default());
-        let record = Record { epoch: Epoch(3), scvm: Some(ScvmId(2)), released: Some(Epoch(3)) };
+        let record =
+            Record { epoch: Epoch(3), scvm: Some(ScvmId(2)), released: Some(Epoch(3)), term: Term(1) };
         store(&dir.0, &record).unwrap();
         assert_eq!(load(&dir.0).unwrap(), record);
         store(&dir.0, &Record { released: None, ..record }).unwrap();
@@ -96,7 +97,7 @@ mod tests {
     #[test]
     fn a_torn_write_leaves_the_old_record() {
         let dir = Dir::new("torn");
-        let record = Record { epoch: Epoch(3), scvm: Some(ScvmId(2)), released: None };
+        let record = Record { epoch: Epoch(3), scvm: Some(ScvmId(2)), released: None, term: Term(1) };
         store(&dir.0, &record).unwrap();
         std::fs::write(dir.0.join("login.json.new"), b"{\"epoch\":").unwrap();
         assert_eq!(load(&dir.0).unwrap(), record);

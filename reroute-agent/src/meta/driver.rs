@@ -3,14 +3,14 @@
 //! | comes in by | from | when it is full |
 //! |---|---|---|
 //! | `calls` (bounded) | HTTP handlers | the caller waits, and gives up by its own timeout |
-//! | `written` (unbounded; one per host at most) | the store's thread | |
+//! | `written` (unbounded; one per host at most, and one for the lease) | the store's thread | |
 //! | `questions` (bounded) | operators | the operator waits |
 //!
 //! What goes out to push streams goes into one bounded queue per stream; a stream that does not drain is dropped,
 //! connects again and is told what stands.
 
 use super::metrics::{Metrics, reason};
-use super::store::{Write, Written};
+use super::store::{Queue, StoreError, Write, Written};
 use crate::config::{ClusterKey, Config};
 use crate::journal::Journal;
 use crate::meta_client::push_direction;
@@ -21,7 +21,7 @@ use reroute_core::meta::{Effect, Input, RequestId, SessionMaster};
 use reroute_core::proto::*;
 use reroute_core::timeline::Event;
 use std::collections::BTreeMap;
-use std::sync::{Arc, mpsc as blocking};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
@@ -59,10 +59,14 @@ pub struct Driver {
     streams: BTreeMap<NodeId, Vec<Stream>>,
     seqs: BTreeMap<NodeId, u64>,
     causes: BTreeMap<HostId, &'static str>,
-    store: blocking::Sender<Write>,
+    store: Queue,
     journal: Journal,
     metrics: Metrics,
     requests: u64,
+    /// Who waits for an answer; some come only when the store has confirmed the lease.
+    answers: BTreeMap<RequestId, (NodeId, oneshot::Sender<MetaReply>)>,
+    /// The later term that ends this Meta.
+    over: Option<Term>,
     viewed: (u64, BootNs),
     snapshot_at: BootNs,
 }
@@ -72,7 +76,7 @@ impl Driver {
         config: &Config,
         listen: Vec<std::net::SocketAddr>,
         master: SessionMaster,
-        store: blocking::Sender<Write>,
+        store: Queue,
         journal: Journal,
         metrics: Metrics,
     ) -> Driver {
@@ -89,18 +93,23 @@ impl Driver {
             journal,
             metrics,
             requests: 0,
+            answers: BTreeMap::new(),
+            over: None,
             snapshot_at: BootNs(0),
         }
     }
 
     /// Runs until `stop`.
+    ///
+    /// # Errors
+    /// [`StoreError::LaterTerm`]: another Meta leads.
     pub async fn run(
         mut self,
         mut calls: mpsc::Receiver<Call>,
         mut written: mpsc::UnboundedReceiver<Written>,
         mut questions: mpsc::Receiver<Question>,
         stop: impl Future<Output = ()>,
-    ) {
+    ) -> Result<(), StoreError> {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         tokio::pin!(stop);
@@ -108,7 +117,7 @@ impl Driver {
         loop {
             tokio::select! {
                 biased;
-                () = &mut stop => return,
+                () = &mut stop => return Ok(()),
                 Some(done) = written.recv() => self.written(done),
                 Some(call) = calls.recv() => self.call(call),
                 Some(question) = questions.recv() => {
@@ -116,16 +125,26 @@ impl Driver {
                 }
                 _ = tick.tick() => self.tick(),
             }
+            if let Some(later) = self.over {
+                return Err(StoreError::LaterTerm { later });
+            }
             self.push_view_if_changed();
         }
     }
 
     fn written(&mut self, done: Written) {
-        self.metrics.store_seconds.observe(done.took.as_secs_f64());
-        if done.failed {
-            self.metrics.store_failures.inc();
+        let seconds = done.took.as_secs_f64();
+        match (done.wrote, done.failed) {
+            (true, failed) => {
+                self.metrics.store_seconds.observe(seconds);
+                self.metrics.store_failures.inc_by(u64::from(failed));
+            }
+            (false, failed) => {
+                self.metrics.lease_seconds.observe(seconds);
+                self.metrics.lease_failures.inc_by(u64::from(failed));
+            }
         }
-        self.input(done.input, None);
+        self.input(done.input);
     }
 
     fn call(&mut self, call: Call) {
@@ -134,7 +153,8 @@ impl Driver {
                 self.requests += 1;
                 let Envelope { from, incarnation, seq, msg, .. } = envelope;
                 let request = RequestId(self.requests);
-                self.input(Input::Message { request, from, incarnation, seq, msg }, Some(answer));
+                self.answers.insert(request, (from, answer));
+                self.input(Input::Message { request, from, incarnation, seq, msg });
             }
             Call::Connect { node, lines } => self.connect(node, lines),
         }
@@ -157,12 +177,12 @@ impl Driver {
         }
         streams.push(stream);
         self.count_streams();
-        self.input(Input::Connected { node }, None);
+        self.input(Input::Connected { node });
     }
 
     fn tick(&mut self) {
         let now = clock::now();
-        self.input(Input::Tick, None);
+        self.input(Input::Tick);
         let quiet: Vec<NodeId> = self
             .streams
             .iter()
@@ -180,6 +200,8 @@ impl Driver {
     fn snapshot(&mut self, now: BootNs) {
         self.snapshot_at = now;
         self.metrics.snapshot(now, Arc::new(self.master.view(now)));
+        let leadership = self.master.leadership(now);
+        self.metrics.leader.set(i64::from(leadership.leads));
     }
 
     fn push_view_if_changed(&mut self) {
@@ -196,17 +218,14 @@ impl Driver {
         }
     }
 
-    fn input(&mut self, input: Input, mut answer: Option<oneshot::Sender<MetaReply>>) {
+    fn input(&mut self, input: Input) {
         let now = clock::now();
-        let from = match &input {
-            Input::Message { from, .. } => Some(*from),
-            _ => None,
-        };
         for effect in self.master.handle(input, now) {
             match effect {
-                Effect::Reply { mut reply, .. } => {
+                Effect::Reply { request, mut reply } => {
+                    let (node, answer) = self.answers.remove(&request).unzip();
                     if let MetaReply::Session { orders_to, .. } = &mut reply {
-                        *orders_to = from.and_then(|node| self.seqs.get(&node)).copied().unwrap_or(0);
+                        *orders_to = node.and_then(|node| self.seqs.get(&node)).copied().unwrap_or(0);
                     }
                     match &reply {
                         MetaReply::Refused { error } => self.metrics.reject(reason(error)),
@@ -214,7 +233,7 @@ impl Driver {
                             self.metrics.messages.inc();
                         }
                     }
-                    if let Some(answer) = answer.take() {
+                    if let Some(answer) = answer {
                         let _ = answer.send(reply);
                     }
                 }
@@ -225,15 +244,26 @@ impl Driver {
                     self.push(node, order, now);
                 }
                 Effect::Store { host, expected, record } => self.write(Write { host, expected, record }),
+                Effect::ConfirmLease => {
+                    let asked = self.store.confirm(self.master.term());
+                    self.store_is_there(asked.is_ok());
+                }
+                Effect::StepDown { later } => self.over = Some(later),
                 Effect::Journal(event) => self.journal(now, event),
             }
         }
     }
 
     fn write(&mut self, write: Write) {
-        if self.store.send(write).is_err() {
-            // Its thread has died: nothing can be recorded, so nothing can move; what is served stays served.
-            tracing::error!("the store's thread is gone: no login can move until Meta is restarted");
+        let written = self.store.write(write);
+        self.store_is_there(written.is_ok());
+    }
+
+    fn store_is_there(&self, there: bool) {
+        if !there {
+            // Its thread has died: nothing can be recorded or confirmed, so nothing can move; hosts go on by
+            // affirming what they have.
+            tracing::error!("the store's thread is gone: no session is renewed until Meta is restarted");
             self.metrics.store_failures.inc();
         }
     }
@@ -318,13 +348,22 @@ impl Driver {
     fn status(&self) -> serde_json::Value {
         let streams: BTreeMap<String, usize> =
             self.streams.iter().map(|(n, s)| (n.to_string(), s.len())).collect();
+        let now = clock::now();
+        let leadership = self.master.leadership(now);
+        let alarm = (!leadership.leads).then(|| {
+            let why = leadership.problem.clone().unwrap_or_else(|| "the store has not confirmed it".into());
+            format!("this Meta does not lead now, sessions are not renewed and nothing moves: {why}")
+        });
         serde_json::json!({
             "role": "meta",
             "node": "meta",
-            "view": self.master.view(clock::now()),
+            "view": self.master.view(now),
             "local": {
                 "listen": self.listen,
                 "term": self.master.term(),
+                "leads": leadership.leads,
+                "lease_ns": leadership.left_ns,
+                "alarms": alarm.into_iter().collect::<Vec<_>>(),
                 "push_streams": streams,
                 "journal_lost": self.journal.lost(),
             },

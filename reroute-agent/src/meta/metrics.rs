@@ -38,6 +38,9 @@ pub struct Metrics {
     pub fences: Family<Proof, Counter>,
     pub store_seconds: Histogram,
     pub store_failures: Counter,
+    pub lease_seconds: Histogram,
+    pub lease_failures: Counter,
+    pub leader: Gauge,
     pub streams: Gauge,
     pub streams_dropped: Counter,
     pub faults: Counter,
@@ -56,6 +59,9 @@ impl Metrics {
             fences: Family::default(),
             store_seconds: Histogram::new(exponential_buckets(0.000_125, 2.0, 14)),
             store_failures: Counter::default(),
+            lease_seconds: Histogram::new(exponential_buckets(0.000_031_25, 2.0, 16)),
+            lease_failures: Counter::default(),
+            leader: Gauge::default(),
             streams: Gauge::default(),
             streams_dropped: Counter::default(),
             faults: Counter::default(),
@@ -72,6 +78,13 @@ impl Metrics {
         r.register("fences", "Fences proven, by proof", self.fences.clone());
         r.register("store_seconds", "Time of a durable write", self.store_seconds.clone());
         r.register("store_failures", "Writes the store did not take", self.store_failures.clone());
+        r.register(
+            "lease_seconds",
+            "Time of a confirmation of the leader's lease",
+            self.lease_seconds.clone(),
+        );
+        r.register("lease_failures", "Confirmations the store could not give", self.lease_failures.clone());
+        r.register("leader", "1 while this Meta's own lease is confirmed in the store", self.leader.clone());
         r.register("push_streams", "Push streams that are open", self.streams.clone());
         r.register("push_streams_dropped", "Push streams that did not drain", self.streams_dropped.clone());
         r.register("faults", "Journal entries that somebody should look at", self.faults.clone());
@@ -106,6 +119,7 @@ impl Default for Metrics {
 pub fn reason(refusal: &Refusal) -> &'static str {
     match refusal {
         Refusal::NoSession => "no_session",
+        Refusal::NotLeader { .. } => "not_leader",
         Refusal::Version { .. } => "version",
         Refusal::Cluster { .. } => "cluster",
         Refusal::UnknownNode { .. } => "node",

@@ -128,7 +128,7 @@ impl Meta {
         drop(router);
         let driver = Driver::new(&config, listen, master, writes, journal, metrics);
         let ended = tokio::select! {
-            () = driver.run(calls, written, questions, stop) => Ok(()),
+            ended = driver.run(calls, written, questions, stop) => ended.map_err(anyhow::Error::from),
             Some(ended) = servers.join_next() => match ended {
                 Ok((address, end)) => Err(anyhow::anyhow!("the server on {address} has ended: {end:?}")),
                 Err(panicked) => Err(panicked.into()),
@@ -156,6 +156,7 @@ fn settings(config: &Config, opened: &Opened) -> Settings {
         session_ns: ns(t.session_ms),
         // The longer lease is for clients without an agent, and none can be configured: every host has one.
         longest_session_ns: ns(t.session_ms),
+        leader_ns: ns(t.leader_ms),
         affirm_ns: ns(t.affirm_ms),
         planned_drain_ns: ns(t.planned_drain_ms),
         resend_ns: ns(RESEND_MS),

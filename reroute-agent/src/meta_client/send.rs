@@ -2,7 +2,7 @@
 
 use super::{SEND_TIMEOUT, Shared, reply_direction};
 use crate::keys::{self, MAC_HEADER};
-use reroute_core::proto::{Envelope, MetaReply, ToMeta, VERSION};
+use reroute_core::proto::{Envelope, MetaReply, Refusal, ToMeta, VERSION};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -46,13 +46,18 @@ pub(super) async fn send(shared: &Arc<Shared>, msg: ToMeta) -> Result<MetaReply,
     drop(answered);
     let mut errors = Vec::new();
     let first = async {
+        let mut not_leader = None;
         while let Some(answer) = answers.recv().await {
             match answer {
+                // Another address may be the leader's.
+                Ok(reply @ MetaReply::Refused { error: Refusal::NotLeader { .. } }) => {
+                    not_leader = Some(reply)
+                }
                 Ok(reply) => return Some(reply),
                 Err(error) => errors.push(error),
             }
         }
-        None
+        not_leader
     };
     let outcome = tokio::time::timeout(SEND_TIMEOUT, first).await;
     if let Ok(Some(reply)) = outcome {

@@ -65,6 +65,9 @@ pub struct Record {
     pub scvm: Option<ScvmId>,
     /// This epoch and all before it were let go: never affirmed again.
     pub released: Option<Epoch>,
+    /// Of the last leader whose order was followed: none of an earlier term is.
+    #[serde(default)]
+    pub term: Term,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -188,6 +191,8 @@ pub struct Machine {
     refused: BTreeMap<ScvmId, BootNs>,
     reported_at: Option<BootNs>,
 
+    /// Of the last leader whose order was followed.
+    term: Term,
     login: Option<Current>,
     /// Up to here everything was let go.
     released: Option<Epoch>,
@@ -244,6 +249,7 @@ impl Machine {
             quiet_awaited: None,
             refused: BTreeMap::new(),
             reported_at: None,
+            term: record.term,
             login,
             released: record.released,
             released_before_start: record.released.is_some(),
@@ -275,7 +281,7 @@ impl Machine {
                     self.report_to_meta(now, &mut fx);
                 }
             }
-            Input::Order(order) => self.order(order.order, now, &mut fx),
+            Input::Order(order) => self.order(order.term, order.order, now, &mut fx),
             Input::MetaAnswer { message, result } => self.meta_answer(message, result, now, &mut fx),
             Input::Interface { network, carrier } => self.interface(network, carrier, now, &mut fx),
             Input::RouteRead(found) => self.route_read(found, now, &mut fx),

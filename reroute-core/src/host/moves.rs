@@ -24,7 +24,20 @@ impl Machine {
         self.disk.written.released.is_some_and(|released| released >= epoch)
     }
 
-    pub(super) fn order(&mut self, order: Order, now: BootNs, fx: &mut Effects) {
+    pub(super) fn order(&mut self, term: Term, order: Order, now: BootNs, fx: &mut Effects) {
+        if matches!(order, Order::Moving { .. } | Order::At { .. }) {
+            // A leader that does not know that it is over may confirm what its successor has moved, to an agent that
+            // has forgotten all but its record.
+            if term < self.term {
+                let what = format!(
+                    "an order of {term}, which is over ({} is known), is ignored; if Meta's store was replaced by an older one, move login.json out of [host] state_dir and restart this agent",
+                    self.term
+                );
+                return self.fault("term", what, fx);
+            }
+            self.term = term;
+            self.faults.remove("term");
+        }
         match order {
             Order::View { view } => {
                 self.sessions = view.sessions.iter().map(|s| (s.scvm, s.state)).collect();
@@ -111,6 +124,7 @@ impl Machine {
             epoch: login.map_or(from_epoch, |l| l.epoch.max(from_epoch)),
             scvm: login.map(|l| l.scvm).or(from),
             released: self.released,
+            term: self.term,
         };
         self.want_record(record, now, fx);
         self.release(now, fx);
@@ -192,7 +206,7 @@ impl Machine {
         self.incarnation = Incarnation(0);
         self.reset_due = false;
         self.phase = Phase::Settled;
-        let record = Record { epoch, scvm: Some(scvm), released: self.released };
+        let record = Record { epoch, scvm: Some(scvm), released: self.released, term: self.term };
         self.want_record(record, now, fx);
 
         let here = match (self.route.wanted, &self.route.found) {
@@ -228,7 +242,8 @@ impl Machine {
             // A former instance had let go, and Meta, which gives out every epoch, says that nothing came of it.
             self.released_before_start = false;
             self.released = None;
-            self.want_record(Record { epoch: login.epoch, scvm: Some(login.scvm), released: None }, now, fx);
+            let (epoch, scvm) = (login.epoch, Some(login.scvm));
+            self.want_record(Record { epoch, scvm, released: None, term: self.term }, now, fx);
         }
         if matches!(self.phase, Phase::Settled | Phase::Asked(_)) && self.route.found.is_some() {
             match self.route.wanted {

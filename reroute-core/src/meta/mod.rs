@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `record` | what is stored per host, and how the next record follows from the last |
 //! | `sessions` | sessions of SCVMs: keepalive ages, health, state |
+//! | `lease` | the leader's own lease: confirmed by the store, or nothing is renewed and nobody admitted |
 //! | `requests` | what each message does |
 //! | `login` | one host's login: its record, what was heard since, the orders that follow |
 //! | `moves` | how a login gets from Moving to At: proofs, admission, resends, giving up |
@@ -14,6 +15,7 @@
 //! when the store has confirmed it, never before. The master never starts a move by itself.
 
 mod copies;
+mod lease;
 mod login;
 mod moves;
 mod record;
@@ -23,12 +25,14 @@ mod sessions;
 mod tests;
 mod view;
 
+pub use lease::Leadership;
 pub use record::{Holder, Record, Versioned};
 
 use crate::ids::*;
 use crate::proto::*;
 use crate::timeline::Event;
 use copies::Copies;
+use lease::Lease;
 use login::HostLogin;
 use sessions::Session;
 use std::collections::BTreeMap;
@@ -45,6 +49,8 @@ pub struct Settings {
     pub session_ns: u64,
     /// The longest lease anybody may hold: waited for after a start, before expiry proves anything.
     pub longest_session_ns: u64,
+    /// For so long after a confirmation by the store was asked, this master may take itself for the leader.
+    pub leader_ns: u64,
     pub affirm_ns: u64,
     pub planned_drain_ns: u64,
     /// Orders go out again after this until they are answered.
@@ -60,6 +66,16 @@ fn with_drift(ns: u64) -> u64 {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RequestId(pub u64);
 
+/// A message on its way to its answer.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Post {
+    request: RequestId,
+    from: NodeId,
+    incarnation: Incarnation,
+    seq: u64,
+    msg: ToMeta,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Input {
     /// A genuine message of our cluster and version, from a configured node.
@@ -72,11 +88,17 @@ pub enum Input {
     StoreDone { host: HostId, version: u64 },
     /// It did not, or nobody can tell. `found` is what the store holds now, if it could be read.
     StoreFailed { host: HostId, why: String, found: Option<Option<Versioned>> },
+    /// To [`Effect::ConfirmLease`]: asked after that, the store knew no later term than ours.
+    LeaseConfirmed,
+    /// To [`Effect::ConfirmLease`]: nobody can tell.
+    LeaseFailed { why: String },
+    /// The store knows a later term (told in answer to whatever it was asked).
+    LeaseOver { later: Term },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Effect {
-    /// Exactly one per [`Input::Message`]. Whoever numbers the pushes fills in [`MetaReply::Session`]'s `orders_to`.
+    /// Exactly one per [`Input::Message`], some only when the store has confirmed the lease. Whoever numbers the pushes fills in [`MetaReply::Session`]'s `orders_to`.
     Reply {
         request: RequestId,
         reply: MetaReply,
@@ -92,6 +114,13 @@ pub enum Effect {
         expected: Option<u64>,
         record: Record,
     },
+    /// Ask the store whether our term is still the last → [`Input::LeaseConfirmed`], [`Input::LeaseFailed`] or
+    /// [`Input::LeaseOver`]; one at a time, before any write that waits.
+    ConfirmLease,
+    /// Another leader exists: stop for good.
+    StepDown {
+        later: Term,
+    },
     Journal(Event),
 }
 
@@ -102,6 +131,7 @@ pub struct SessionMaster {
     sessions: BTreeMap<ScvmId, Session>,
     hosts: BTreeMap<HostId, HostLogin>,
     copies: BTreeMap<NodeId, Copies>,
+    lease: Lease,
     generation: u64,
 }
 
@@ -111,30 +141,52 @@ impl SessionMaster {
         let sessions = settings.scvms.iter().map(|s| (s.id, Session::absent(now))).collect();
         let hosts =
             settings.hosts.iter().map(|h| (h.id, HostLogin::new(stored.remove(&h.id), now))).collect();
-        SessionMaster { settings, started: now, sessions, hosts, copies: BTreeMap::new(), generation: 0 }
+        SessionMaster {
+            settings,
+            started: now,
+            sessions,
+            hosts,
+            copies: BTreeMap::new(),
+            lease: Lease::new(now),
+            generation: 0,
+        }
     }
 
     pub fn handle(&mut self, input: Input, now: BootNs) -> Vec<Effect> {
         let mut out = Vec::new();
         match input {
             Input::Message { request, from, incarnation, seq, msg } => {
-                let known = self.copies.entry(from).or_default().find(incarnation, seq);
-                let reply = match known {
-                    Some(reply) => reply,
-                    None => {
-                        let reply = self.message(from, incarnation, msg, now, &mut out);
-                        self.copies.entry(from).or_default().keep(incarnation, seq, reply.clone());
-                        reply
-                    }
-                };
-                out.push(Effect::Reply { request, reply });
+                let post = Post { request, from, incarnation, seq, msg };
+                let is_copy = self.copies.entry(from).or_default().find(incarnation, seq).is_some();
+                let due = if is_copy { Some(post) } else { self.hold(post, now, &mut out) };
+                if let Some(post) = due {
+                    self.answer(post, now, &mut out);
+                }
             }
             Input::Connected { node } => self.connected(node, &mut out),
             Input::Tick => self.tick(now, &mut out),
             Input::StoreDone { host, version } => self.store_done(host, version, now, &mut out),
             Input::StoreFailed { host, why, found } => self.store_failed(host, why, found, now, &mut out),
+            Input::LeaseConfirmed => self.lease_confirmed(now, &mut out),
+            Input::LeaseFailed { why } => self.lease_failed(why, now),
+            Input::LeaseOver { later } => self.lease_over(later, now, &mut out),
         }
+        self.withhold(now, &mut out);
         out
+    }
+
+    fn answer(&mut self, post: Post, now: BootNs, out: &mut Vec<Effect>) {
+        let Post { request, from, incarnation, seq, msg } = post;
+        let known = self.copies.entry(from).or_default().find(incarnation, seq);
+        let reply = match known {
+            Some(reply) => reply,
+            None => {
+                let reply = self.message(from, incarnation, msg, now, out);
+                self.copies.entry(from).or_default().keep(incarnation, seq, reply.clone());
+                reply
+            }
+        };
+        out.push(Effect::Reply { request, reply });
     }
 
     /// Changes when the view says something else than before (ages apart).

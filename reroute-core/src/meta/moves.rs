@@ -259,6 +259,7 @@ impl SessionMaster {
     }
 
     pub(super) fn tick(&mut self, now: BootNs, out: &mut Vec<Effect>) {
+        self.tick_lease(now, out);
         let scvms: Vec<ScvmId> = self.sessions.keys().copied().collect();
         for scvm in scvms {
             self.judge(scvm, now);
@@ -298,7 +299,10 @@ impl SessionMaster {
 
     /// Leases have run out, by our clock and drift. Of one that served: both, and the storage refuses what it still
     /// writes. Of one that was a target only, there is no lease but its session's, and nothing to write.
+    /// All as it was when a confirmation was asked that has come true since: another leader that began before then
+    /// would be known, and one that began later finds these leases over.
     fn expire(&mut self, id: HostId, now: BootNs, out: &mut Vec<Effect>) {
+        let Some(then) = self.lease.confirmed().filter(|_| self.leads(now)) else { return };
         let Some(host) = self.hosts.get(&id) else { return };
         let Some(record) = host.record() else { return };
         let from = record.from;
@@ -306,7 +310,7 @@ impl SessionMaster {
             // Never told At before this: never affirmed anybody.
             (None, _) => false,
             (Some(from), Some((epoch, heard))) => {
-                epoch < from.epoch || now.since(heard) <= with_drift(self.settings.affirm_ns)
+                epoch < from.epoch || then.since(heard) <= with_drift(self.settings.affirm_ns)
             }
             (Some(_), None) => true,
         };
@@ -319,7 +323,7 @@ impl SessionMaster {
             } else {
                 continue;
             };
-            if self.session_expired(f.scvm, now) {
+            if self.session_expired(f.scvm, then) {
                 let _ = self.prove(id, f.scvm, f.epoch, proof, now, out);
             }
         }

@@ -242,7 +242,8 @@ impl Session {
                 "Meta answered SessionOpen without a session: install the same release on every node".into()
             }
             Ok(MetaReply::Refused { error }) => {
-                self.close(now.plus(REFUSED_RETRY_NS));
+                let passing = matches!(error, Refusal::NotLeader { .. });
+                self.close(now.plus(if passing { settings.keepalive_ns } else { REFUSED_RETRY_NS }));
                 format!("Meta refused the session: {error}")
             }
             Err(why) => {

@@ -18,6 +18,10 @@ struct Kept {
     logins: BTreeMap<HostId, Versioned>,
 }
 
+fn check(last: Term, ours: Term) -> Result<(), StoreError> {
+    if last > ours { Err(StoreError::LaterTerm { later: last }) } else { Ok(()) }
+}
+
 impl Store for Memory {
     fn open(&mut self, cluster: &str) -> Result<Opened, StoreError> {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
@@ -34,6 +38,10 @@ impl Store for Memory {
         Ok(self.kept.lock().unwrap_or_else(PoisonError::into_inner).logins.get(&host).cloned())
     }
 
+    fn confirm(&mut self, term: Term) -> Result<(), StoreError> {
+        check(self.kept.lock().unwrap_or_else(PoisonError::into_inner).term, term)
+    }
+
     fn compare_and_set(
         &mut self,
         host: HostId,
@@ -41,6 +49,7 @@ impl Store for Memory {
         record: &Record,
     ) -> Result<u64, StoreError> {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        check(kept.term, record.login.term)?;
         let found = kept.logins.get(&host).cloned();
         if found.as_ref().map(|v| v.version) != expected {
             return Err(StoreError::Conflict { host, found: found.map(Box::new) });

@@ -1,7 +1,8 @@
 //! Where logins are kept. A store knows compare-and-set only: nothing is ever written over unseen.
 //!
 //! Stores block (they sync to disk), so each runs on a thread of its own; what becomes of a write comes back to the
-//! master as an input. The queue holds at most one write per host, because the master asks for no more.
+//! master as an input. The queue holds at most one write per host, because the master asks for no more; a question
+//! who leads goes before all writes that wait.
 
 mod memory;
 mod redb;
@@ -13,9 +14,9 @@ pub use redb::Redb;
 
 use reroute_core::ids::{HostId, Term};
 use reroute_core::meta::{Input, Record, Versioned};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
-use std::sync::mpsc;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 #[derive(Debug, thiserror::Error)]
@@ -34,6 +35,8 @@ pub enum StoreError {
     Malformed { path: PathBuf, key: String, why: String },
     #[error("somebody else wrote the record of {host} in between")]
     Conflict { host: HostId, found: Option<Box<Versioned>> },
+    #[error("another Meta has begun {later}: only one may lead; this one has to stop")]
+    LaterTerm { later: Term },
 }
 
 /// What a store held when this term began.
@@ -48,7 +51,13 @@ pub trait Store: Send {
     /// Claims the store for this cluster and begins a term.
     fn open(&mut self, cluster: &str) -> Result<Opened, StoreError>;
     fn read(&mut self, host: HostId) -> Result<Option<Versioned>, StoreError>;
-    /// Writes `record` only if the store holds `expected` (None: nothing); durable when it returns the new version.
+    /// Whether `term` is still the last one; read from the store itself, never from what this process remembers.
+    ///
+    /// # Errors
+    /// [`StoreError::LaterTerm`] if it is not; any other: nobody can tell.
+    fn confirm(&mut self, term: Term) -> Result<(), StoreError>;
+    /// Writes `record` only if the store holds `expected` (None: nothing) and no term later than the record's has
+    /// begun; durable when it returns the new version.
     fn compare_and_set(
         &mut self,
         host: HostId,
@@ -64,38 +73,138 @@ pub struct Write {
     pub record: Record,
 }
 
-/// What became of a write, and how long it took.
+/// What became of a write or a question, and how long it took.
 pub struct Written {
     pub input: Input,
     pub took: Duration,
     pub failed: bool,
+    /// It was a write.
+    pub wrote: bool,
 }
 
-/// Runs `store` on a thread until the sender is dropped; `done` gets one call per write.
+#[derive(Default)]
+struct Work {
+    /// Who leads? Answered before any write.
+    confirm: Option<Term>,
+    writes: VecDeque<Write>,
+    closed: bool,
+    /// The thread has ended.
+    gone: bool,
+}
+
+/// The way to the store's thread, which ends when this is dropped.
+pub struct Queue(Arc<(Mutex<Work>, Condvar)>);
+
+/// The store's thread has died: nothing can be recorded or confirmed any more.
+#[derive(Debug, thiserror::Error)]
+#[error("the store's thread is gone")]
+pub struct Gone;
+
+impl Queue {
+    pub fn write(&self, write: Write) -> Result<(), Gone> {
+        self.put(|work| work.writes.push_back(write))
+    }
+
+    /// Asks whether `term` is still the last. The answer is one [`Written`].
+    pub fn confirm(&self, term: Term) -> Result<(), Gone> {
+        self.put(|work| work.confirm = Some(term))
+    }
+
+    fn put(&self, put: impl FnOnce(&mut Work)) -> Result<(), Gone> {
+        let (work, changed) = &*self.0;
+        let mut work = work.lock().unwrap_or_else(PoisonError::into_inner);
+        if work.gone {
+            return Err(Gone);
+        }
+        put(&mut work);
+        changed.notify_one();
+        Ok(())
+    }
+}
+
+impl Drop for Queue {
+    fn drop(&mut self) {
+        let (work, changed) = &*self.0;
+        work.lock().unwrap_or_else(PoisonError::into_inner).closed = true;
+        changed.notify_one();
+    }
+}
+
+enum Task {
+    Confirm(Term),
+    Write(Write),
+}
+
+/// Says that the thread is gone, also after a panic.
+struct Leaving(Arc<(Mutex<Work>, Condvar)>);
+
+impl Drop for Leaving {
+    fn drop(&mut self) {
+        self.0.0.lock().unwrap_or_else(PoisonError::into_inner).gone = true;
+    }
+}
+
+impl Leaving {
+    /// The next thing to do; None: nothing will come any more.
+    fn next(&self) -> Option<Task> {
+        let (work, changed) = &*self.0;
+        let mut work = work.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            if let Some(term) = work.confirm.take() {
+                return Some(Task::Confirm(term));
+            }
+            if let Some(write) = work.writes.pop_front() {
+                return Some(Task::Write(write));
+            }
+            if work.closed {
+                return None;
+            }
+            work = changed.wait(work).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+/// Runs `store` on a thread until the queue is dropped; `done` gets one call per write and per question.
 pub fn spawn(
     mut store: impl Store + 'static,
     mut done: impl FnMut(Written) + Send + 'static,
-) -> std::io::Result<mpsc::Sender<Write>> {
-    let (queue, writes) = mpsc::channel::<Write>();
+) -> std::io::Result<Queue> {
+    let work: Arc<(Mutex<Work>, Condvar)> = Arc::default();
+    let thread = Leaving(work.clone());
     std::thread::Builder::new().name("store".into()).spawn(move || {
-        for Write { host, expected, record } in writes {
+        while let Some(task) = thread.next() {
+            let wrote = matches!(task, Task::Write(_));
             let began = Instant::now();
-            let outcome = store.compare_and_set(host, expected, &record);
-            let took = began.elapsed();
-            let failed = outcome.is_err();
-            let input = match outcome {
-                Ok(version) => Input::StoreDone { host, version },
-                Err(error) => {
-                    let why = error.to_string();
-                    let found = match error {
-                        StoreError::Conflict { found, .. } => Some(found.map(|found| *found)),
-                        _ => store.read(host).ok(),
-                    };
-                    Input::StoreFailed { host, why, found }
-                }
-            };
-            done(Written { input, took, failed });
+            let (input, failed) = carry_out(&mut store, task);
+            done(Written { input, took: began.elapsed(), failed, wrote });
         }
     })?;
-    Ok(queue)
+    Ok(Queue(work))
+}
+
+fn carry_out(store: &mut impl Store, task: Task) -> (Input, bool) {
+    let (host, outcome) = match task {
+        Task::Confirm(term) => {
+            return match store.confirm(term) {
+                Ok(()) => (Input::LeaseConfirmed, false),
+                Err(StoreError::LaterTerm { later }) => (Input::LeaseOver { later }, true),
+                Err(error) => (Input::LeaseFailed { why: error.to_string() }, true),
+            };
+        }
+        Task::Write(Write { host, expected, record }) => {
+            (host, store.compare_and_set(host, expected, &record))
+        }
+    };
+    match outcome {
+        Ok(version) => (Input::StoreDone { host, version }, false),
+        Err(StoreError::LaterTerm { later }) => (Input::LeaseOver { later }, true),
+        Err(error) => {
+            let why = error.to_string();
+            let found = match error {
+                StoreError::Conflict { found, .. } => Some(found.map(|found| *found)),
+                _ => store.read(host).ok(),
+            };
+            (Input::StoreFailed { host, why, found }, true)
+        }
+    }
 }

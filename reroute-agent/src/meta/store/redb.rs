@@ -43,6 +43,26 @@ impl Redb {
         })
     }
 
+    /// The last term that has begun; 0: none.
+    fn last_term(&self, about: &impl ReadableTable<&'static str, &'static [u8]>) -> Result<Term, StoreError> {
+        let Some(bytes) = about.get("term").map_err(|e| self.unusable(e))? else { return Ok(Term(0)) };
+        let bytes: [u8; 8] = bytes.value().try_into().map_err(|_| StoreError::Malformed {
+            path: self.path.clone(),
+            key: "about/term".into(),
+            why: "not 8 bytes".into(),
+        })?;
+        Ok(Term(u64::from_le_bytes(bytes)))
+    }
+
+    fn check_term(
+        &self,
+        about: &impl ReadableTable<&'static str, &'static [u8]>,
+        ours: Term,
+    ) -> Result<(), StoreError> {
+        let later = self.last_term(about)?;
+        if later > ours { Err(StoreError::LaterTerm { later }) } else { Ok(()) }
+    }
+
     /// Runs `change` in one durable transaction; an error leaves everything as it was.
     fn write<T>(
         &self,
@@ -74,17 +94,7 @@ impl Store for Redb {
                     about.insert("cluster", cluster.as_bytes()).map_err(|e| self.unusable(e))?;
                 }
             }
-            let last = match about.get("term").map_err(|e| self.unusable(e))? {
-                None => 0,
-                Some(bytes) => {
-                    let bytes: [u8; 8] = bytes.value().try_into().map_err(|_| StoreError::Malformed {
-                        path: self.path.clone(),
-                        key: "about/term".into(),
-                        why: "not 8 bytes".into(),
-                    })?;
-                    u64::from_le_bytes(bytes)
-                }
-            };
+            let last = self.last_term(&about)?.0;
             let term = Term(last + 1);
             about.insert("term", &term.0.to_le_bytes()[..]).map_err(|e| self.unusable(e))?;
             let table = txn.open_table(LOGINS).map_err(|e| self.unusable(e))?;
@@ -105,6 +115,12 @@ impl Store for Redb {
         value.map(|v| self.parse(host.0, v.value())).transpose()
     }
 
+    fn confirm(&mut self, term: Term) -> Result<(), StoreError> {
+        let txn = self.db.begin_read().map_err(|e| self.unusable(e))?;
+        let about = txn.open_table(ABOUT).map_err(|e| self.unusable(e))?;
+        self.check_term(&about, term)
+    }
+
     fn compare_and_set(
         &mut self,
         host: HostId,
@@ -112,6 +128,8 @@ impl Store for Redb {
         record: &Record,
     ) -> Result<u64, StoreError> {
         self.write(|txn| {
+            let about = txn.open_table(ABOUT).map_err(|e| self.unusable(e))?;
+            self.check_term(&about, record.login.term)?;
             let mut table = txn.open_table(LOGINS).map_err(|e| self.unusable(e))?;
             let found = match table.get(host.0).map_err(|e| self.unusable(e))? {
                 Some(value) => Some(self.parse(host.0, value.value())?),

@@ -3,8 +3,12 @@ use reroute_core::ids::{Epoch, ScvmId};
 use reroute_core::proto::{FenceProof, Login, LoginState};
 
 fn record(host: u32, epoch: u64) -> Record {
+    of_term(1, host, epoch)
+}
+
+fn of_term(term: u64, host: u32, epoch: u64) -> Record {
     let state = LoginState::At { scvm: ScvmId(1), epoch: Epoch(epoch), proof: FenceProof::FirstLogin };
-    let login = Login { host: HostId(host), state, term: Term(1), reason: "test".into() };
+    let login = Login { host: HostId(host), state, term: Term(term), reason: "test".into() };
     Record { login, from: None, evidence: vec![] }
 }
 
@@ -29,6 +33,15 @@ fn contract(make: impl Fn() -> Box<dyn Store>) {
     let opened = again.open("c1").unwrap();
     assert_eq!(opened.term, Term(2), "a refused claim begins no term");
     assert_eq!(opened.logins[&host], Versioned { version: 2, record: record(7, 2) });
+
+    // Whoever had the term before leads no more, and writes no more.
+    again.confirm(Term(2)).unwrap();
+    let later =
+        |result: Result<(), StoreError>| matches!(result, Err(StoreError::LaterTerm { later: Term(2) }));
+    assert!(later(again.confirm(Term(1))));
+    assert!(later(again.compare_and_set(host, Some(2), &record(7, 3)).map(|_| ())));
+    assert_eq!(again.read(host).unwrap().unwrap().version, 2, "nothing was written");
+    assert_eq!(again.compare_and_set(host, Some(2), &of_term(2, 7, 3)).unwrap(), 3);
 }
 
 #[test]
@@ -66,9 +79,87 @@ fn the_thread_answers_every_write() {
     store.open("c1").unwrap();
     let queue = spawn(store, move |w| answers.send(w.input).unwrap()).unwrap();
     let write = |expected| Write { host: HostId(1), expected, record: record(1, 1) };
-    queue.send(write(None)).unwrap();
-    queue.send(write(None)).unwrap();
+    queue.write(write(None)).unwrap();
+    queue.write(write(None)).unwrap();
     assert_eq!(got.recv().unwrap(), Input::StoreDone { host: HostId(1), version: 1 });
     let Input::StoreFailed { found: Some(Some(found)), .. } = got.recv().unwrap() else { panic!() };
     assert_eq!(found.version, 1);
+}
+
+/// A store that waits for leave before each thing it does.
+struct Slow {
+    store: Memory,
+    leave: std::sync::mpsc::Receiver<()>,
+}
+
+impl Store for Slow {
+    fn open(&mut self, cluster: &str) -> Result<Opened, StoreError> {
+        self.store.open(cluster)
+    }
+    fn read(&mut self, host: HostId) -> Result<Option<Versioned>, StoreError> {
+        self.store.read(host)
+    }
+    fn confirm(&mut self, term: Term) -> Result<(), StoreError> {
+        self.leave.recv().unwrap();
+        self.store.confirm(term)
+    }
+    fn compare_and_set(
+        &mut self,
+        host: HostId,
+        expected: Option<u64>,
+        record: &Record,
+    ) -> Result<u64, StoreError> {
+        self.leave.recv().unwrap();
+        self.store.compare_and_set(host, expected, record)
+    }
+}
+
+#[test]
+fn the_lease_is_confirmed_before_the_writes_that_wait() {
+    let (answers, got) = std::sync::mpsc::channel();
+    let (go, leave) = std::sync::mpsc::channel();
+    let mut store = Slow { store: Memory::default(), leave };
+    store.open("c1").unwrap();
+    let queue = spawn(store, move |w| answers.send(w.input).unwrap()).unwrap();
+    for host in 1..=3 {
+        queue.write(Write { host: HostId(host), expected: None, record: record(host, 1) }).unwrap();
+    }
+    // Whether or not the first write has been taken up already, the question goes before all others.
+    queue.confirm(Term(1)).unwrap();
+    for _ in 0..4 {
+        go.send(()).unwrap();
+    }
+    let order: Vec<Input> = (0..4).map(|_| got.recv().unwrap()).collect();
+    assert!(order[..2].contains(&Input::LeaseConfirmed), "{order:?}");
+}
+
+#[test]
+fn a_later_term_is_named_whatever_was_asked() {
+    let (answers, got) = std::sync::mpsc::channel();
+    let mut ours = Memory::default();
+    let mut theirs = ours.clone();
+    ours.open("c1").unwrap();
+    let queue = spawn(ours, move |w| answers.send(w.input).unwrap()).unwrap();
+    queue.confirm(Term(1)).unwrap();
+    assert_eq!(got.recv().unwrap(), Input::LeaseConfirmed);
+    theirs.open("c1").unwrap();
+    queue.confirm(Term(1)).unwrap();
+    assert_eq!(got.recv().unwrap(), Input::LeaseOver { later: Term(2) });
+    queue.write(Write { host: HostId(1), expected: None, record: record(1, 1) }).unwrap();
+    assert_eq!(got.recv().unwrap(), Input::LeaseOver { later: Term(2) });
+}
+
+#[test]
+fn a_thread_that_died_is_noticed() {
+    let (go, leave) = std::sync::mpsc::channel();
+    let mut store = Slow { store: Memory::default(), leave };
+    store.open("c1").unwrap();
+    let queue = spawn(store, |_| ()).unwrap();
+    drop(go); // its next step panics
+    queue.confirm(Term(1)).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while queue.confirm(Term(1)).is_ok() {
+        assert!(Instant::now() < deadline, "not noticed");
+        std::thread::yield_now();
+    }
 }

@@ -378,7 +378,7 @@ fn the_same_inputs_give_the_same_effects() {
 fn the_work_per_host_is_the_same_in_a_large_cluster() {
     let pulses = |scvms: u32| {
         let settings = Settings { scvms: (1..=scvms).map(ScvmId).collect(), ..settings() };
-        let record = Record { epoch: Epoch(1), scvm: Some(A), released: None };
+        let record = Record { epoch: Epoch(1), scvm: Some(A), released: None, term: Term(1) };
         let mut machine = Machine::new(settings, record, BootNs(0));
         let sent = (1..=200).map(|i| {
             let effects = machine.handle(Input::Tick { due: BootNs(i * 10 * MS) }, BootNs(i * 10 * MS));

@@ -90,7 +90,7 @@ impl World {
 
     /// Logged in at A by storage for a while, at epoch 1.
     pub fn settled() -> World {
-        let record = Record { epoch: Epoch(1), scvm: Some(A), released: None };
+        let record = Record { epoch: Epoch(1), scvm: Some(A), released: None, term: Term(1) };
         let mut world = World::new(record, Found::Ours(storage(A)));
         world.run(SEC);
         world.log.clear();

@@ -101,7 +101,7 @@ fn a_route_of_ours_that_serves_is_kept_at_the_first_login() {
 
 #[test]
 fn a_crash_between_login_and_route_is_made_good() {
-    let record = Record { epoch: Epoch(1), scvm: Some(A), released: Some(Epoch(1)) };
+    let record = Record { epoch: Epoch(1), scvm: Some(A), released: Some(Epoch(1)), term: Term(1) };
     let mut world = World::new(record, Found::Ours(storage(A)));
     world.order(Order::At { scvm: B, epoch: Epoch(2) });
     assert_eq!(world.routes(), [storage(B)]);

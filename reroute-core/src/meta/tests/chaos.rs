@@ -14,6 +14,7 @@ enum Step {
     Deliver(usize, bool),
     Lose(usize),
     Store(StoreOutcome),
+    Hang(bool),
     Power(ScvmId),
     Waits(ScvmId, bool),
     CannotAdmit(ScvmId, bool),
@@ -41,6 +42,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         24 => (any::<usize>(), prop::bool::weighted(0.15)).prop_map(|(i, again)| Step::Deliver(i, again)),
         3 => any::<usize>().prop_map(Step::Lose),
         8 => outcome.prop_map(Step::Store),
+        1 => any::<bool>().prop_map(Step::Hang),
         1 => scvm().prop_map(Step::Power),
         1 => (scvm(), any::<bool>()).prop_map(|(s, w)| Step::Waits(s, w)),
         1 => (scvm(), any::<bool>()).prop_map(|(s, w)| Step::CannotAdmit(s, w)),
@@ -64,6 +66,7 @@ fn run(world: &mut World, steps: Vec<Step>) {
             Step::Lose(i) if n > 0 => world.lose(i % n),
             Step::Deliver(..) | Step::Lose(_) => {}
             Step::Store(outcome) => world.store(outcome),
+            Step::Hang(hangs) => world.hang(hangs),
             Step::Power(s) => world.power(s),
             Step::Waits(s, w) => world.scvms.get_mut(&s).expect("configured").waits = w,
             Step::CannotAdmit(s, w) => world.scvms.get_mut(&s).expect("configured").cannot_admit = w,
@@ -82,6 +85,7 @@ proptest! {
         let mut world = World::new();
         run(&mut world, steps);
         // When all is well again, the host gets where it wants to be.
+        world.hang(false);
         for id in [A, B, C] {
             let s = world.scvms.get_mut(&id).expect("configured");
             (s.waits, s.cannot_admit) = (false, false);

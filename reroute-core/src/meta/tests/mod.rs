@@ -1,4 +1,5 @@
 mod chaos;
+mod lease;
 mod nodes;
 mod retarget;
 mod table;
@@ -35,6 +36,7 @@ pub(super) fn settings(term: u64) -> Settings {
         keepalive_ns: 100 * MS,
         session_ns: 500 * MS,
         longest_session_ns: 1000 * MS,
+        leader_ns: 300 * MS,
         affirm_ns: 100 * MS,
         planned_drain_ns: 400 * MS,
         resend_ns: 200 * MS,
@@ -43,4 +45,14 @@ pub(super) fn settings(term: u64) -> Settings {
 
 pub(super) fn well() -> ServerHealth {
     ServerHealth { listening: true, process_alive: true, ..ServerHealth::default() }
+}
+
+/// The master with a store that confirms its lease at once.
+pub(super) fn handle(m: &mut SessionMaster, input: Input, now: BootNs) -> Vec<Effect> {
+    let mut effects = m.handle(input, now);
+    while let Some(at) = effects.iter().position(|e| *e == Effect::ConfirmLease) {
+        effects.remove(at);
+        effects.extend(m.handle(Input::LeaseConfirmed, now));
+    }
+    effects
 }

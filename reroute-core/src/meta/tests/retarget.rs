@@ -43,7 +43,7 @@ impl Steps {
         };
         let record = effects.iter().find_map(stores).expect("asked to store");
         self.stored = Versioned { version: self.stored.version + 1, record };
-        self.m.handle(Input::StoreDone { host: X, version: self.stored.version }, BootNs(self.now))
+        handle(&mut self.m, Input::StoreDone { host: X, version: self.stored.version }, BootNs(self.now))
     }
 
     fn restart(&mut self, term: u64) {
@@ -75,7 +75,7 @@ fn a_server_gone_back_to_and_left_again_is_still_fenced() {
     assert_eq!(s.move_to(C, false), [(A, 1, false)]);
     s.restart(2);
     assert_eq!(s.move_to(A, false), [(A, 1, false), (C, 2, false)]);
-    let effects = s.m.handle(Input::Connected { node: NodeId::Scvm(A) }, BootNs(s.now));
+    let effects = handle(&mut s.m, Input::Connected { node: NodeId::Scvm(A) }, BootNs(s.now));
     assert_eq!(effects, [], "A is not shut for itself to open, and does not open before C is shut");
     assert_eq!(s.move_to(B, false), [(A, 1, false), (C, 2, false)]);
     assert_eq!(admits(&s.fenced(C, 2)), []);
@@ -141,7 +141,7 @@ fn a_server_gone_back_to_is_not_one_that_never_served() {
     s.say(NodeId::Host(X), ToMeta::Released { epoch: Epoch(2) });
     for _ in 0..100 {
         s.now += 100 * MS;
-        let effects = s.m.handle(Input::Tick, BootNs(s.now));
+        let effects = handle(&mut s.m, Input::Tick, BootNs(s.now));
         assert_eq!(admits(&effects), [], "policy kill: its own agent has to say so");
     }
 }
@@ -164,7 +164,7 @@ fn a_planned_move_that_can_never_drain_goes_back_at_once() {
         if back {
             s.take(&effects);
             assert_eq!((s.stored.record.moving_to(), s.stored.record.epoch()), (Some(from), Epoch(4)));
-            let effects = s.m.handle(Input::Connected { node: NodeId::Scvm(from) }, BootNs(s.now));
+            let effects = handle(&mut s.m, Input::Connected { node: NodeId::Scvm(from) }, BootNs(s.now));
             assert_eq!(admits(&effects), [(NodeId::Scvm(from), 4)], "it serves again");
         }
     }

@@ -52,7 +52,7 @@ pub(super) fn send(
     now: u64,
 ) -> (MetaReply, Vec<Effect>) {
     let input = Input::Message { request: RequestId(seq), from, incarnation: Incarnation(77), seq, msg };
-    let mut effects = w.handle(input, BootNs(now));
+    let mut effects = handle(w, input, BootNs(now));
     let at = effects.iter().position(|e| matches!(e, Effect::Reply { .. })).expect("answered");
     match effects.remove(at) {
         Effect::Reply { reply, .. } => (reply, effects),
@@ -214,7 +214,7 @@ fn a_dead_server_with_kill_is_never_left_by_expiry() {
         seq: 1,
         msg,
     };
-    let effects = w.master.handle(input, BootNs(w.now));
+    let effects = handle(&mut w.master, input, BootNs(w.now));
     assert!(
         effects.contains(&Effect::Push {
             node: NodeId::Scvm(C),
@@ -357,7 +357,7 @@ fn nobody_is_admitted_while_the_store_may_say_otherwise() {
     };
     send(&mut m, NodeId::Host(X), 1, wish(1, C), now);
     send(&mut m, NodeId::Scvm(C), 2, prepared(2), now);
-    m.handle(Input::StoreDone { host: X, version: version + 1 }, BootNs(now));
+    handle(&mut m, Input::StoreDone { host: X, version: version + 1 }, BootNs(now));
     send(&mut m, NodeId::Host(X), 3, wish(2, B), now);
     let (_, effects) = send(&mut m, NodeId::Scvm(B), 4, prepared(3), now);
     let to_b = stored(&effects);
@@ -368,7 +368,7 @@ fn nobody_is_admitted_while_the_store_may_say_otherwise() {
     for lost in [false, true] {
         let mut m = m.clone();
         if lost {
-            m.handle(Input::StoreFailed { host: X, why: "test".into(), found: None }, BootNs(now));
+            handle(&mut m, Input::StoreFailed { host: X, why: "test".into(), found: None }, BootNs(now));
         }
         let (_, effects) = send(&mut m, NodeId::Scvm(A), 5, fenced.clone(), now);
         assert!(!admits(&effects), "{effects:?}");
@@ -378,11 +378,11 @@ fn nobody_is_admitted_while_the_store_may_say_otherwise() {
         if lost {
             // What it knows is written again, and so it learns what is there.
             let later = BootNs(now + 300 * MS);
-            let effects = m.handle(Input::Tick, later);
+            let effects = handle(&mut m, Input::Tick, later);
             assert!(!admits(&effects), "{effects:?}");
             assert_eq!(stored(&effects).moving_to(), Some(C));
             let found = Some(Some(Versioned { version: version + 2, record: to_b.clone() }));
-            m.handle(Input::StoreFailed { host: X, why: "conflict".into(), found }, later);
+            handle(&mut m, Input::StoreFailed { host: X, why: "conflict".into(), found }, later);
             assert_eq!(m.view(later).logins[0].login, to_b.login);
         }
     }

@@ -63,6 +63,9 @@ pub struct World {
     pub(super) term: u64,
     pub store: BTreeMap<HostId, Versioned>,
     pending: Option<(HostId, Option<u64>, Record)>,
+    /// The store says nothing for now, also not who leads.
+    pub store_hangs: bool,
+    lease_asked: bool,
     pub(super) network: Vec<Packet>,
     /// The last number of a push, per node.
     pub(super) seqs: BTreeMap<NodeId, u64>,
@@ -84,6 +87,8 @@ impl World {
             term: 1,
             store: BTreeMap::new(),
             pending: None,
+            store_hangs: false,
+            lease_asked: false,
             network: Vec::new(),
             seqs: BTreeMap::new(),
             requests: BTreeMap::new(),
@@ -138,6 +143,18 @@ impl World {
             self.effect(effect);
         }
         self.check();
+        self.confirm();
+    }
+
+    fn confirm(&mut self) {
+        if !self.store_hangs && std::mem::take(&mut self.lease_asked) {
+            self.input(Input::LeaseConfirmed);
+        }
+    }
+
+    pub fn hang(&mut self, hangs: bool) {
+        self.store_hangs = hangs;
+        self.confirm();
     }
 
     fn effect(&mut self, effect: Effect) {
@@ -188,6 +205,11 @@ impl World {
                 assert!(self.pending.is_none(), "one store at a time per host");
                 self.pending = Some((host, expected, record));
             }
+            Effect::ConfirmLease => {
+                assert!(!self.lease_asked, "one at a time");
+                self.lease_asked = true;
+            }
+            Effect::StepDown { later } => panic!("no {later} in this world"),
             Effect::Journal(event) => {
                 // What it may still execute, the storage refuses.
                 if let Event::FenceProven { scvm, epoch, proof: FenceProof::LeaseExpiredStorage, .. } = &event
@@ -221,6 +243,9 @@ impl World {
 
     /// The store comes to an end with what it was asked for.
     pub fn store(&mut self, outcome: StoreOutcome) {
+        if self.store_hangs {
+            return;
+        }
         let Some((host, expected, record)) = self.pending.take() else { return };
         let held = self.store.get(&host).cloned();
         let matches = held.as_ref().map(|v| v.version) == expected;
@@ -268,6 +293,7 @@ impl World {
             self.store.insert(host, Versioned { version: expected.unwrap_or(0) + 1, record });
         }
         self.requests.clear();
+        self.lease_asked = false;
         self.seqs.clear();
         self.term += 1;
         self.master = SessionMaster::new(settings(self.term), self.store.clone(), BootNs(self.now));
