@@ -1,5 +1,7 @@
 mod chaos;
 mod nodes;
+mod operator;
+mod proofs;
 mod retarget;
 mod table;
 mod world;

@@ -72,6 +72,11 @@ pub struct World {
     pub host: Host,
     pub journal: Vec<Event>,
     pub admits: u32,
+    /// Its orders get lost.
+    pub silence: Option<ScvmId>,
+    pub commands: Vec<FenceCommandRun>,
+    pub answers: Vec<Result<OperatorAnswer, Refusal>>,
+    pub drains: BTreeMap<ScvmId, Draining>,
 }
 
 impl World {
@@ -92,6 +97,10 @@ impl World {
             host: Host::default(),
             journal: Vec::new(),
             admits: 0,
+            silence: None,
+            commands: Vec::new(),
+            answers: Vec::new(),
+            drains: BTreeMap::new(),
         }
     }
 
@@ -188,6 +197,13 @@ impl World {
                 assert!(self.pending.is_none(), "one store at a time per host");
                 self.pending = Some((host, expected, record));
             }
+            Effect::RunFenceCommand(run) => self.commands.push(run),
+            Effect::StoreDraining { scvm, draining } => {
+                self.drains.retain(|s, _| *s != scvm);
+                self.drains.extend(draining.map(|d| (scvm, d)));
+                self.input(Input::DrainingStored { scvm, result: Ok(()) });
+            }
+            Effect::Answer { answer, .. } => self.answers.push(answer),
             Effect::Journal(event) => {
                 // What it may still execute, the storage refuses.
                 if let Event::FenceProven { scvm, epoch, proof: FenceProof::LeaseExpiredStorage, .. } = &event
@@ -253,7 +269,11 @@ impl World {
             (LoginState::Moving { fencing: f, to, .. }, LoginState::Moving { fencing: g, to: same, .. }) => {
                 assert_eq!(to, same);
                 assert_eq!(f.len(), g.len());
-                assert!(f.iter().zip(g).all(|(f, g)| f.proof.is_none() || f.proof == g.proof));
+                assert!(
+                    f.iter()
+                        .zip(g)
+                        .all(|(f, g)| f.proof.is_none() || (g.proof.is_some() && g.proof <= f.proof))
+                );
             }
             (at, same) => assert_eq!(at, same),
         }
@@ -270,7 +290,8 @@ impl World {
         self.requests.clear();
         self.seqs.clear();
         self.term += 1;
-        self.master = SessionMaster::new(settings(self.term), self.store.clone(), BootNs(self.now));
+        let master = SessionMaster::new(settings(self.term), self.store.clone(), BootNs(self.now));
+        self.master = master.with_draining(self.drains.clone());
     }
 
     pub fn in_flight(&self) -> usize {
@@ -296,6 +317,7 @@ impl World {
                 self.scvm_hears_reply(id, reply, sent, incarnation);
             }
             Packet::Reply { .. } => {}
+            Packet::Push { to: NodeId::Scvm(id), .. } if self.silence == Some(id) => {}
             Packet::Push { to: NodeId::Scvm(id), term, seq, order } => self.scvm_obeys(id, term, seq, order),
             Packet::Push { to: NodeId::Host(_), order, .. } => self.host_obeys(order),
         }
