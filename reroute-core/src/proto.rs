@@ -48,6 +48,10 @@ pub enum ToMeta {
     Released { epoch: Epoch },
     /// The old server's kernel itself says, by pulse, that it is closed with no call in progress.
     FencedByPulse { scvm: ScvmId, epoch: Epoch },
+    /// Answer to [`Order::AskDomain`], from a host that runs beside this SCVM: its hypervisor, asked after that order
+    /// had come, says that what `host` was logged in to at `epoch` is dead. `boot`: only the domain that ran this
+    /// kernel boot is, another one runs in its place; None: no domain of this SCVM runs here at all.
+    DomainDead { scvm: ScvmId, host: HostId, epoch: Epoch, boot: Option<Incarnation> },
     /// The route stands, old sockets are gone, the new server is affirmed.
     Arrived { epoch: Epoch, path: Path },
 }
@@ -91,6 +95,24 @@ pub enum Refusal {
     MoveToSelf { scvm: ScvmId },
     #[error("{scvm} has no live session: choose another target")]
     TargetNotReady { scvm: ScvmId },
+    #[error("{scvm} is being drained: choose another target, or end that with `reroute-agent drain --undo`")]
+    Draining { scvm: ScvmId },
+    #[error("{scvm} is not being drained: see `reroute-agent status`")]
+    NotDraining { scvm: ScvmId },
+    #[error(
+        "no other SCVM can take the hosts of {scvm} (each has lost its session, is not well, or is being drained): mend one first"
+    )]
+    NowhereToGo { scvm: ScvmId },
+    #[error("nothing waits for an operator's word on {scvm} and {host}: {why}")]
+    NothingToVouch { host: HostId, scvm: ScvmId, why: String },
+    #[error(
+        "{node} does not run beside {scvm}: only a host whose `local_scvm` it is can say what its hypervisor knows"
+    )]
+    NotBeside { node: NodeId, scvm: ScvmId },
+    #[error(
+        "the dead domain of {scvm} is not known to be the one that had the last session: another one may have been admitted since"
+    )]
+    OtherInstance { scvm: ScvmId },
     #[error("a move of this host is under way (to {to}, {epoch}): wait for it")]
     MoveInProgress { to: ScvmId, epoch: Epoch },
     #[error("the store did not take the change: {why}")]
@@ -133,6 +155,9 @@ pub enum Order {
     Moving { from: Option<ScvmId>, from_epoch: Epoch, to: ScvmId, epoch: Epoch },
     /// The login stands: route there, reset sockets, affirm. Also the answer to a report that shows another state.
     At { scvm: ScvmId, epoch: Epoch },
+    /// To a host beside `scvm`: is the domain dead that `host` was logged in to at `epoch`? Only what the hypervisor
+    /// says from now on counts; [`ToMeta::DomainDead`] if it is, nothing if not.
+    AskDomain { scvm: ScvmId, host: HostId, epoch: Epoch },
     /// The move you asked for will not happen; the login stands as it did.
     MoveRefused { to: ScvmId, error: Refusal },
 }
@@ -190,7 +215,7 @@ pub enum EvidenceKind {
     Operator,
 }
 
-/// Why nothing of the old epoch can be accepted or executed any more.
+/// Why nothing of the old epoch can be accepted or executed any more. In the order of what each takes on trust.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FenceProof {
@@ -208,29 +233,22 @@ pub enum FenceProof {
     ProcessDead,
     /// Closed, and the server process was killed and reaped.
     Killed,
+    /// The hypervisor says that the SCVM's domain is dead.
+    DomainDead,
     /// Closed; the storage refuses what the old owner still writes.
     Storage,
     /// Both leases ran out; the storage refuses what the old owner still writes.
     LeaseExpiredStorage,
+    /// The configured fence command reported that the SCVM is fenced for good.
+    FenceCommand,
+    /// An operator vouched for it.
+    Operator,
 }
 
 impl FenceProof {
-    /// What the proof takes on trust; empty: nothing.
+    /// What the proof takes on trust; empty: nothing. Each plug-in says it of its own.
     pub fn does_not_cover(self) -> &'static str {
-        match self {
-            FenceProof::FirstLogin
-            | FenceProof::SameServer
-            | FenceProof::KernelIdle
-            | FenceProof::Drained => "",
-            FenceProof::NeverServed => "a clock beyond drift",
-            FenceProof::ProcessDead | FenceProof::Killed => {
-                "writes the dead server had handed to other processes"
-            }
-            FenceProof::Storage => "a storage layer that does not check the owner",
-            FenceProof::LeaseExpiredStorage => {
-                "a storage layer that does not check the owner; a clock beyond drift"
-            }
-        }
+        crate::meta::does_not_cover(self)
     }
 }
 
@@ -280,6 +298,24 @@ pub struct ClusterView {
     pub sessions: Vec<SessionView>,
     pub logins: Vec<LoginView>,
     pub hosts: Vec<HostView>,
+    /// SCVMs that hosts are to leave, and none may move to.
+    #[serde(default)]
+    pub draining: Vec<DrainView>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct DrainView {
+    pub scvm: ScvmId,
+    #[serde(flatten)]
+    pub draining: Draining,
+}
+
+/// Who began to drain an SCVM, and when.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Draining {
+    pub actor: String,
+    /// Wall clock of Meta's node, ms since 1970: for people, decides nothing.
+    pub at_unix_ms: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -357,6 +393,9 @@ pub struct LoginView {
     #[serde(flatten)]
     pub login: Login,
     pub age_ns: u64,
+    /// What the proof that this login rests on takes on trust; empty: nothing, or it still moves.
+    #[serde(default)]
+    pub does_not_cover: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -48,6 +48,18 @@ pub enum Event {
     Fenced { host: HostId, epoch: Epoch, in_progress: u32, orphans: u32 },
     /// Meta: the old server is shut, by this proof.
     FenceProven { host: HostId, scvm: ScvmId, epoch: Epoch, proof: FenceProof, does_not_cover: String },
+    /// Meta: the fence command was started for these logins (host, epoch).
+    FenceCommandStarted { scvm: ScvmId, run: u64, attempt: u32, logins: Vec<(HostId, Epoch)> },
+    /// Meta: it came to an end. `outcome` is fenced, failed or refused; `output` the end of what it wrote.
+    FenceCommandEnded { scvm: ScvmId, run: u64, outcome: String, why: String, took_ns: u64, output: String },
+    /// Meta: an operator gave his word that this server can neither accept nor execute anything of that login.
+    Vouched { host: HostId, scvm: ScvmId, epoch: Epoch, actor: String },
+    /// Meta: an operator began (or ended) to drain an SCVM.
+    Draining { scvm: ScvmId, on: bool, actor: String },
+    /// Host: an operator pinned the route to a place (None: no more), or the time of that has passed.
+    Pinned { to: Option<String>, actor: String },
+    /// Host: what the hypervisor says of the SCVM beside it.
+    Domain { what: String },
     /// SCVM: the kernel's word says admitted.
     Admitted { host: HostId, epoch: Epoch },
     /// Meta: the login stands.

@@ -80,7 +80,7 @@ impl Machine {
             // The route has not followed the login yet: that comes first.
         } else if self.health(here) == Health::Failed || !self.has_carrier(here.network) {
             self.leave_path(login, here, now, fx);
-        } else {
+        } else if !self.follow_wishes(login, here, quiet_awaited, now, fx) {
             self.improve(login, here, quiet_awaited, now, fx);
         }
     }
@@ -93,7 +93,10 @@ impl Machine {
             .map(|network| Path { scvm: login.scvm, network })
             .into_iter()
             .find(|p| *p != here && self.is_usable(*p, now));
-        let storage = self.best(now, |p| p.network == Network::Storage && p != here);
+        // A pinned server is not left while another network leads there.
+        let stays_there = same.is_some() && self.is_pinned_to(login.scvm);
+        let may_be = |p: Path| p.scvm == login.scvm || !stays_there;
+        let storage = self.best(now, |p| p.network == Network::Storage && p != here && may_be(p));
         let may_move = self.meta_is_usable(now) && self.budget.left(now) > 0;
         match (storage, same) {
             (Some(to), _) if to.scvm == login.scvm => self.change_path(to, reason, pieces, true, now, fx),
@@ -153,7 +156,7 @@ impl Machine {
                 && self.stable_ns(*p, now) >= wait_ns
                 && if p.scvm == login.scvm { self.is_usable(*p, now) } else { self.is_eligible(*p, now) }
         };
-        let candidates = self.paths.keys().copied().filter(better);
+        let candidates = self.paths.keys().copied().filter(|p| self.pin_allows(*p, here)).filter(better);
         let Some(to) = candidates.min_by_key(|p| self.preference_key(*p, Some(login.scvm))) else { return };
         if self.budget.left(now) == 0 {
             return;
@@ -161,18 +164,34 @@ impl Machine {
         let reason = format!("{to} is better than {here} and was well for {} ms", wait_ns / MS);
         if to.scvm == login.scvm {
             self.change_path(to, reason, Vec::new(), false, now, fx);
-        } else if let Some(why) = self.undrainable(login.scvm, now) {
-            self.fault("drain", format!("{to} is better, but {why}"), fx);
+        } else if self.ask_planned(to, login, reason, quiet_awaited, now, fx) {
+            self.improve_after = now.plus(wait_ns.max(SEC));
+        }
+    }
+
+    /// Asks for a planned move to another server in a quiet moment, or after a second without one. True: it was asked.
+    pub(super) fn ask_planned(
+        &mut self,
+        to: Path,
+        login: Current,
+        reason: String,
+        quiet_awaited: Option<BootNs>,
+        now: BootNs,
+        fx: &mut Effects,
+    ) -> bool {
+        if let Some(why) = self.undrainable(login.scvm, now) {
+            self.fault("drain", format!("{to} is wanted, but {why}"), fx);
         } else if self.meta_is_usable(now) {
             self.faults.remove("drain");
             let waits_since = quiet_awaited.unwrap_or(now);
             if self.is_busy(login.scvm) && now.since(waits_since) < QUIET_NS {
                 self.quiet_awaited = Some(waits_since);
-                return;
+                return false;
             }
-            self.improve_after = now.plus(wait_ns.max(SEC));
             self.ask(to, true, reason, Vec::new(), now, fx);
+            return true;
         }
+        false
     }
 
     pub(super) fn is_busy(&self, scvm: ScvmId) -> bool {
@@ -304,7 +323,7 @@ impl Machine {
     }
 
     /// The same server by another network: no epoch changes, nobody is asked.
-    fn change_path(
+    pub(super) fn change_path(
         &mut self,
         to: Path,
         reason: String,
@@ -328,7 +347,7 @@ impl Machine {
     }
 
     /// The path carries: it is healthy now, by answers of its own.
-    fn is_usable(&self, path: Path, now: BootNs) -> bool {
+    pub(super) fn is_usable(&self, path: Path, now: BootNs) -> bool {
         let Some(state) = self.paths.get(&path) else { return false };
         let fresh_ns = 3 * state.interval_ns.min(self.settings.standby_ns);
         path.network != Network::Private
@@ -345,10 +364,11 @@ impl Machine {
         self.is_usable(path, now)
             && self.servers.get(&path.scvm).and_then(|s| s.facts).is_some_and(|f| f.is_well() && f.enforcing)
             && !has_no_session(session)
+            && !self.draining.contains(&path.scvm)
             && self.refused.get(&path.scvm).is_none_or(|until| now >= *until)
     }
 
-    fn best(&self, now: BootNs, wanted: impl Fn(Path) -> bool) -> Option<Path> {
+    pub(super) fn best(&self, now: BootNs, wanted: impl Fn(Path) -> bool) -> Option<Path> {
         let paths = self.paths.keys().copied();
         paths
             .filter(|p| wanted(*p) && self.is_eligible(*p, now))
@@ -362,7 +382,7 @@ impl Machine {
     }
 
     /// How long path and server have been well without a break.
-    fn stable_ns(&self, path: Path, now: BootNs) -> u64 {
+    pub(super) fn stable_ns(&self, path: Path, now: BootNs) -> u64 {
         let path_since = self.paths.get(&path).and_then(|s| s.healthy_since);
         let server_since = self.servers.get(&path.scvm).and_then(|s| s.well_since);
         match (path_since, server_since) {

@@ -9,6 +9,8 @@
 //! | [`decide`] | stay, change the path, or ask for a move |
 //! | [`phase`], [`moves`] | a move from Meta's order to the arrival |
 //! | [`route`] | the route: set, put back, adopted, refused |
+//! | [`wishes`] | what operators want: a pinned place, an SCVM to be left |
+//! | [`hypervisor`] | whether the domain of the local SCVM is dead |
 //! | [`wire`] | a pulse as bytes |
 //! | [`report`] | what Meta and operators are told |
 //!
@@ -16,6 +18,7 @@
 
 mod choice;
 mod decide;
+mod hypervisor;
 mod moves;
 mod path;
 mod phase;
@@ -24,20 +27,23 @@ mod report;
 mod route;
 mod verdict;
 pub mod wire;
+mod wishes;
 
 #[cfg(test)]
 mod tests;
 
+pub use hypervisor::{Domain, KnownDomain, Life};
 pub use pulses::PulseFlag;
 pub use report::Local;
 pub use route::{Found, RouteFailure};
 pub use verdict::{Facts, Piece, Rank};
+pub use wishes::{Pin, PinRefused};
 
 use crate::ids::*;
 use crate::proto::*;
 use crate::timeline::Event;
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// What the machine is told once. Times in ns.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -68,6 +74,16 @@ pub struct Record {
     /// Of the last leader whose order was followed: none of an earlier term is.
     #[serde(default)]
     pub term: Term,
+}
+
+/// What else outlives the process; losing it does no harm.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Notes {
+    /// Where an operator wants this host to be.
+    pub pin: Option<Pin>,
+    /// The domain of the local SCVM as last seen alive.
+    pub domain: Option<KnownDomain>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -115,8 +131,19 @@ pub enum Input {
         record: Record,
         result: Result<(), String>,
     },
+    NotesPersisted {
+        notes: Notes,
+        result: Result<(), String>,
+    },
     /// An operator allows a foreign route to be taken over.
     Adopt,
+    /// An operator wants this host to be there ([`Machine::check_pin`] has passed), or wherever it is best.
+    Pin(Option<Pin>),
+    /// What the hypervisor answered to [`Effect::AskHypervisor`]: every domain of this node. The asking began then.
+    Hypervisor {
+        began: BootNs,
+        result: Result<Vec<Domain>, String>,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -141,6 +168,9 @@ pub enum Effect {
         keep: Option<Network>,
     },
     Persist(Record),
+    PersistNotes(Notes),
+    /// Ask the hypervisor for its domains. One at a time.
+    AskHypervisor,
     Journal(Event),
 }
 
@@ -212,6 +242,18 @@ pub struct Machine {
     reset_due: bool,
     /// What was last complained about, by subject, so that it is said once.
     faults: BTreeMap<&'static str, String>,
+
+    notes: Notes,
+    notes_written: Notes,
+    notes_writing: bool,
+    notes_retry_at: BootNs,
+    /// The pinned place has not been reached since it was asked for: no wait before the host goes there.
+    pin_is_new: bool,
+    /// SCVMs that nobody may move to, by Meta's last view.
+    draining: BTreeSet<ScvmId>,
+    /// What operators want is not asked for again before.
+    wish_after: BootNs,
+    hypervisor: Option<hypervisor::Hypervisor>,
 }
 
 impl Machine {
@@ -263,9 +305,30 @@ impl Machine {
             incarnation: Incarnation(0),
             reset_due: false,
             faults: BTreeMap::new(),
+            notes: Notes::default(),
+            notes_written: Notes::default(),
+            notes_writing: false,
+            notes_retry_at: now,
+            pin_is_new: false,
+            draining: BTreeSet::new(),
+            wish_after: now,
+            hypervisor: None,
             order,
             settings,
         }
+    }
+
+    /// What the last instance has noted.
+    pub fn with_notes(mut self, notes: Notes) -> Machine {
+        self.notes_written = notes.clone();
+        self.notes = notes;
+        self
+    }
+
+    /// The hypervisor can be asked: the local SCVM is the domain of this name. `boot`: of this node.
+    pub fn with_hypervisor(mut self, domain: String, boot: u64) -> Machine {
+        self.hypervisor = Some(hypervisor::Hypervisor::new(domain, boot));
+        self
     }
 
     pub fn handle(&mut self, input: Input, now: BootNs) -> Vec<Effect> {
@@ -288,7 +351,10 @@ impl Machine {
             Input::RouteSet { path, result } => self.route_set(path, result, now, &mut fx),
             Input::SocketsReset(result) => self.sockets_reset(result, now, &mut fx),
             Input::Persisted { record, result } => self.persisted(record, result, now, &mut fx),
+            Input::NotesPersisted { notes, result } => self.notes_persisted(notes, result, now, &mut fx),
             Input::Adopt => self.adopt(now, &mut fx),
+            Input::Pin(pin) => self.pin(pin, now, &mut fx),
+            Input::Hypervisor { began, result } => self.domains_read(began, result, now, &mut fx),
         }
         fx
     }
@@ -302,9 +368,12 @@ impl Machine {
         self.judge_lateness(now.since(due), now);
         self.pulse(now, due, fx);
         self.judge(now, fx);
+        self.end_of_pin(now, fx);
         self.decide(now, fx);
         self.go_on(now, fx);
         self.write_record(now, fx);
+        self.write_notes(now, fx);
+        self.watch_domain(now, fx);
         if self.reported_at.is_none_or(|at| now.since(at) >= SEC) {
             self.report_to_meta(now, fx);
         }
@@ -366,5 +435,27 @@ impl Machine {
             }
         }
         self.write_record(now, fx);
+    }
+
+    fn write_notes(&mut self, now: BootNs, fx: &mut Effects) {
+        if !self.notes_writing && now >= self.notes_retry_at && self.notes != self.notes_written {
+            self.notes_writing = true;
+            fx.push(Effect::PersistNotes(self.notes.clone()));
+        }
+    }
+
+    fn notes_persisted(&mut self, notes: Notes, result: Result<(), String>, now: BootNs, fx: &mut Effects) {
+        self.notes_writing = false;
+        match result {
+            Ok(()) => {
+                self.notes_written = notes;
+                self.faults.remove("notes");
+            }
+            Err(why) => {
+                self.notes_retry_at = now.plus(SEC);
+                self.fault("notes", format!("the pinned place and the domain were not noted: {why}"), fx);
+            }
+        }
+        self.write_notes(now, fx);
     }
 }

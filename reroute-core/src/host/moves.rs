@@ -44,6 +44,7 @@ impl Machine {
                 if let Phase::Moving(moving) = &mut self.phase {
                     moving.target_lost = has_no_session(self.sessions.get(&moving.to));
                 }
+                self.draining = view.draining.iter().map(|d| d.scvm).collect();
                 self.unknown_to_meta = !view.logins.iter().any(|l| l.login.host == self.settings.host);
             }
             Order::Moving { from, from_epoch, to, epoch } => {
@@ -51,6 +52,7 @@ impl Machine {
             }
             Order::At { scvm, epoch } => self.at(scvm, epoch, now, fx),
             Order::MoveRefused { to, error } => self.move_refused(to, error, now, fx),
+            Order::AskDomain { scvm, host, epoch } => self.domain_asked(scvm, host, epoch, now, fx),
             // Not for a host: an SCVM's orders, and the sign of life.
             Order::Hello { .. } | Order::Prepare { .. } | Order::Revoke { .. } | Order::Admit { .. } => {}
         }
@@ -221,6 +223,7 @@ impl Machine {
                 // Not at once again: whatever held the drain up is still there.
                 self.hold_down.departed(now);
                 self.improve_after = now.plus(self.hold_down.wait_ns(now).max(10 * SEC));
+                self.wish_after = self.improve_after;
                 if harmless {
                     self.has_arrived(epoch, path, now, fx);
                 } else {
@@ -326,7 +329,10 @@ impl Machine {
             return; // asked whether it goes on: it does
         }
         self.fault("move", format!("the move to {to} was refused: {error}"), fx);
-        let unfit = matches!(error, Refusal::TargetNotReady { .. } | Refusal::UnknownScvm { .. });
+        let unfit = matches!(
+            error,
+            Refusal::TargetNotReady { .. } | Refusal::UnknownScvm { .. } | Refusal::Draining { .. }
+        );
         if unfit {
             self.refused.insert(to, now.plus(SEC));
         }
@@ -388,6 +394,8 @@ impl Machine {
             ToMeta::FencedByPulse { scvm, epoch } if matches!(refused, Refusal::StaleEpoch { .. }) => {
                 self.fence_known(scvm, epoch, now);
             }
+            // The move has gone on without it.
+            ToMeta::DomainDead { .. } if matches!(refused, Refusal::StaleEpoch { .. }) => {}
             other => {
                 let what = format!("Meta refused {}: {refused}", name(&other));
                 self.fault("refused", what, fx);
@@ -405,6 +413,7 @@ fn name(message: &ToMeta) -> &'static str {
         ToMeta::HostReport { .. } => "the report",
         ToMeta::Released { .. } => "the release",
         ToMeta::FencedByPulse { .. } => "what the pulse says of the fence",
+        ToMeta::DomainDead { .. } => "what the hypervisor says of the domain",
         _ => "a message",
     }
 }

@@ -169,7 +169,7 @@ impl SessionMaster {
         }
     }
 
-    fn not_leader(&self, now: BootNs) -> Refusal {
+    pub(super) fn not_leader(&self, now: BootNs) -> Refusal {
         let why = match (self.leadership(now).problem, self.lease.asking) {
             (Some(why), _) => why,
             (None, Some(at)) => format!("the store has not answered for {} ms", now.since(at) / MS),

@@ -4,7 +4,6 @@ use super::record::Wanted;
 use super::{Effect, Record, Versioned};
 use crate::ids::*;
 use crate::proto::*;
-use crate::timeline::Event;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// One host's login: the record, what is on its way to the store, and what was heard since the record changed.
@@ -100,6 +99,12 @@ impl HostLogin {
         }
     }
 
+    /// The best proof so far.
+    pub(super) fn proof(&self, fencing: &Fencing) -> Option<FenceProof> {
+        let heard = self.facts.proofs.get(&(fencing.scvm, fencing.epoch)).copied();
+        [fencing.proof, heard].into_iter().flatten().min()
+    }
+
     pub(super) fn is_proven(&self, fencing: &Fencing) -> bool {
         fencing.proof.is_some() || self.facts.proofs.contains_key(&(fencing.scvm, fencing.epoch))
     }
@@ -122,7 +127,8 @@ impl HostLogin {
         let mut record = self.record()?.clone();
         if let LoginState::Moving { fencing, .. } = &mut record.login.state {
             for f in fencing {
-                f.proof = f.proof.or_else(|| self.facts.proofs.get(&(f.scvm, f.epoch)).copied());
+                let heard = self.facts.proofs.get(&(f.scvm, f.epoch)).copied();
+                f.proof = [f.proof, heard].into_iter().flatten().min();
             }
         }
         Some(record)
@@ -158,7 +164,7 @@ impl HostLogin {
         push(NodeId::Host(id), order, out);
     }
 
-    /// Every order that waits for its answer; only those to `only`, if given.
+    /// Every order that waits for its answer but those that ask for proofs; only those to `only`, if given.
     pub(super) fn orders(&mut self, id: HostId, only: Option<NodeId>, out: &mut Vec<Effect>) {
         let wants = |node: NodeId| only.is_none_or(|o| o == node);
         if let Some(ask) = &self.ask {
@@ -175,20 +181,9 @@ impl HostLogin {
                     self.tell_host(id, out);
                 }
             }
-            LoginState::Moving { to, epoch, planned, .. } => {
+            LoginState::Moving { to, epoch, .. } => {
                 if wants(host) && (only.is_some() || self.must_hear()) {
                     self.tell_host(id, out);
-                }
-                for f in record.required().filter(|f| wants(NodeId::Scvm(f.scvm))) {
-                    if self.is_proven(f) {
-                        continue;
-                    }
-                    if self.facts.revoked.insert(f.scvm) {
-                        let sent = Event::RevokeSent { host: id, scvm: f.scvm, epoch: f.epoch };
-                        out.push(Effect::Journal(sent));
-                    }
-                    let order = Order::Revoke { host: id, epoch: f.epoch, planned: *planned };
-                    push(NodeId::Scvm(f.scvm), order, out);
                 }
                 if self.is_open() && !self.facts.admitted && wants(NodeId::Scvm(*to)) {
                     self.facts.admit_sent = true;

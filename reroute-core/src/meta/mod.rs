@@ -8,6 +8,8 @@
 //! | `requests` | what each message does |
 //! | `login` | one host's login: its record, what was heard since, the orders that follow |
 //! | `moves` | how a login gets from Moving to At: proofs, admission, resends, giving up |
+//! | `proofs` | the ways to know that a server is shut, as plug-ins |
+//! | `operator` | what operators ask of Meta: drain, vouch |
 //! | `copies` | messages that came twice |
 //! | `view` | the session health view |
 //!
@@ -18,6 +20,8 @@ mod copies;
 mod lease;
 mod login;
 mod moves;
+mod operator;
+mod proofs;
 mod record;
 mod requests;
 mod sessions;
@@ -26,6 +30,11 @@ mod tests;
 mod view;
 
 pub use lease::Leadership;
+pub use operator::{OperatorAnswer, OperatorAsk};
+pub use proofs::command::{
+    Outcome as FenceCommandOutcome, Run as FenceCommandRun, Settings as FenceCommandSettings,
+};
+pub use proofs::{Waiting, does_not_cover};
 pub use record::{Holder, Record, Versioned};
 
 use crate::ids::*;
@@ -84,6 +93,12 @@ pub enum Input {
     Connected { node: NodeId },
     /// About every 20 ms.
     Tick,
+    /// An operator at Meta's socket.
+    Operator { request: RequestId, ask: OperatorAsk },
+    /// A run of [`Effect::RunFenceCommand`] is over. `output`: the end of what it wrote.
+    FenceCommandEnded { scvm: ScvmId, run: u64, outcome: FenceCommandOutcome, took_ns: u64, output: String },
+    /// What became of [`Effect::StoreDraining`]; durable if `Ok`.
+    DrainingStored { scvm: ScvmId, result: Result<(), String> },
     /// The store took the host's record; it is durable at `version`.
     StoreDone { host: HostId, version: u64 },
     /// It did not, or nobody can tell. `found` is what the store holds now, if it could be read.
@@ -121,6 +136,18 @@ pub enum Effect {
     StepDown {
         later: Term,
     },
+    /// Start the fence command; its end comes back, whatever it is. One at a time per SCVM.
+    RunFenceCommand(FenceCommandRun),
+    /// Keep durably whether this SCVM is being drained. One at a time per SCVM.
+    StoreDraining {
+        scvm: ScvmId,
+        draining: Option<Draining>,
+    },
+    /// Exactly one per [`Input::Operator`]; with a drain, when the store has it.
+    Answer {
+        request: RequestId,
+        answer: Result<OperatorAnswer, Refusal>,
+    },
     Journal(Event),
 }
 
@@ -133,6 +160,11 @@ pub struct SessionMaster {
     copies: BTreeMap<NodeId, Copies>,
     lease: Lease,
     generation: u64,
+    /// SCVMs that are being drained, as the store has them; and what is on its way there.
+    drains: BTreeMap<ScvmId, Draining>,
+    draining: BTreeMap<ScvmId, operator::Storing>,
+    command: Option<FenceCommandSettings>,
+    commands: BTreeMap<ScvmId, proofs::command::State>,
 }
 
 impl SessionMaster {
@@ -149,7 +181,23 @@ impl SessionMaster {
             copies: BTreeMap::new(),
             lease: Lease::new(now),
             generation: 0,
+            drains: BTreeMap::new(),
+            draining: BTreeMap::new(),
+            command: None,
+            commands: BTreeMap::new(),
         }
+    }
+
+    /// A fence command is configured.
+    pub fn with_fence_command(mut self, settings: FenceCommandSettings) -> SessionMaster {
+        self.command = Some(settings);
+        self
+    }
+
+    /// `drains`: what the store holds. Those of SCVMs that are configured no more are kept and not touched.
+    pub fn with_draining(mut self, drains: BTreeMap<ScvmId, Draining>) -> SessionMaster {
+        self.drains = drains.into_iter().filter(|(scvm, _)| self.sessions.contains_key(scvm)).collect();
+        self
     }
 
     pub fn handle(&mut self, input: Input, now: BootNs) -> Vec<Effect> {
@@ -163,8 +211,13 @@ impl SessionMaster {
                     self.answer(post, now, &mut out);
                 }
             }
-            Input::Connected { node } => self.connected(node, &mut out),
+            Input::Connected { node } => self.connected(node, now, &mut out),
             Input::Tick => self.tick(now, &mut out),
+            Input::Operator { request, ask } => self.operator(request, ask, now, &mut out),
+            Input::FenceCommandEnded { scvm, run, outcome, took_ns, output } => {
+                self.command_ended(scvm, run, (outcome, took_ns, output), now, &mut out);
+            }
+            Input::DrainingStored { scvm, result } => self.draining_stored(scvm, result, now, &mut out),
             Input::StoreDone { host, version } => self.store_done(host, version, now, &mut out),
             Input::StoreFailed { host, why, found } => self.store_failed(host, why, found, now, &mut out),
             Input::LeaseConfirmed => self.lease_confirmed(now, &mut out),

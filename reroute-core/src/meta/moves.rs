@@ -1,6 +1,7 @@
 //! How a login moves: Prepare → Moving on record → release and revoke → proofs → Admit → At on record.
 
 use super::login::{Facts, Storing, push, refuse};
+use super::proofs::{self, Heard};
 use super::record::Wanted;
 use super::{Effect, Record, SessionMaster, Versioned, with_drift};
 use crate::ids::*;
@@ -8,9 +9,12 @@ use crate::proto::*;
 use crate::timeline::Event;
 
 impl SessionMaster {
-    pub(super) fn connected(&mut self, node: NodeId, out: &mut Vec<Effect>) {
+    pub(super) fn connected(&mut self, node: NodeId, now: BootNs, out: &mut Vec<Effect>) {
         for (id, host) in &mut self.hosts {
             host.orders(*id, Some(node), out);
+        }
+        for id in self.hosts.keys().copied().collect::<Vec<HostId>>() {
+            self.ask_for_proofs(id, Some(node), now, out);
         }
     }
 
@@ -52,20 +56,10 @@ impl SessionMaster {
         now: BootNs,
         out: &mut Vec<Effect>,
     ) -> Result<(), Refusal> {
-        let allowed = match proof {
-            FenceProof::Drained | FenceProof::ProcessDead => true,
-            FenceProof::Killed => self.policy(scvm) == Some(FencePolicy::Kill),
-            FenceProof::Storage => self.policy(scvm) == Some(FencePolicy::Storage),
-            FenceProof::FirstLogin
-            | FenceProof::SameServer
-            | FenceProof::KernelIdle
-            | FenceProof::NeverServed
-            | FenceProof::LeaseExpiredStorage => false,
-        };
-        if !allowed {
+        if self.policy(scvm).is_none_or(|policy| !proofs::agent_may_say(policy, proof)) {
             return Err(Refusal::ProofNotAllowed { node: NodeId::Scvm(scvm), proof });
         }
-        self.prove(id, scvm, epoch, proof, now, out)
+        self.heard(id, scvm, epoch, Heard::Agent(proof), now, out)
     }
 
     /// Takes a proof in, if the record waits for one of exactly this server and epoch.
@@ -82,7 +76,8 @@ impl SessionMaster {
         let host = self.hosts.get_mut(&id).ok_or(Refusal::UnknownNode { node: NodeId::Host(id) })?;
         let current = host.epoch();
         let Some(entry) = host.awaited(scvm, epoch)? else { return Ok(()) };
-        if host.is_proven(&entry) {
+        // Of several the one is kept that takes least on trust.
+        if host.proof(&entry).is_some_and(|known| known <= proof) {
             return Ok(());
         }
         host.facts.proofs.insert((scvm, epoch), proof);
@@ -173,12 +168,17 @@ impl SessionMaster {
         Ok(())
     }
 
-    pub(super) fn released(&mut self, id: HostId, epoch: Epoch, now: BootNs) {
-        if let Some(host) = self.hosts.get_mut(&id)
-            && host.released.is_none_or(|(known, _)| known < epoch)
-        {
+    /// An epoch that was never given out was never let go of either: such a word would stand for all that come.
+    pub(super) fn released(&mut self, id: HostId, epoch: Epoch, now: BootNs) -> Result<(), Refusal> {
+        let Some(host) = self.hosts.get_mut(&id) else { return Ok(()) };
+        let current = host.epoch();
+        if epoch > current {
+            return Err(Refusal::StaleEpoch { got: epoch, current });
+        }
+        if host.released.is_none_or(|(known, _)| known < epoch) {
             host.released = Some((epoch, now));
         }
+        Ok(())
     }
 
     pub(super) fn store_done(&mut self, id: HostId, version: u64, now: BootNs, out: &mut Vec<Effect>) {
@@ -216,6 +216,9 @@ impl SessionMaster {
                 self.generation += 1;
             }
             LoginState::Moving { .. } => {}
+        }
+        if new_epoch {
+            self.ask_for_proofs(id, None, now, out);
         }
         if let Some(host) = self.hosts.get_mut(&id) {
             host.advance(id, term, now, out);
@@ -268,7 +271,11 @@ impl SessionMaster {
         for id in hosts {
             self.expire(id, now, out);
             self.give_up(id, now, out);
+            let due = self.hosts.get(&id).is_some_and(|h| now >= h.resend_at);
             self.tick_host(id, now, out);
+            if due {
+                self.ask_for_proofs(id, None, now, out);
+            }
         }
     }
 
@@ -294,38 +301,6 @@ impl SessionMaster {
             && (host.uncertain || host.record() != Some(&record))
         {
             host.store(id, record, false, out);
-        }
-    }
-
-    /// Leases have run out, by our clock and drift. Of one that served: both, and the storage refuses what it still
-    /// writes. Of one that was a target only, there is no lease but its session's, and nothing to write.
-    /// All as it was when a confirmation was asked that has come true since: another leader that began before then
-    /// would be known, and one that began later finds these leases over.
-    fn expire(&mut self, id: HostId, now: BootNs, out: &mut Vec<Effect>) {
-        let Some(then) = self.lease.confirmed().filter(|_| self.leads(now)) else { return };
-        let Some(host) = self.hosts.get(&id) else { return };
-        let Some(record) = host.record() else { return };
-        let from = record.from;
-        let affirmed = match (from, host.released) {
-            // Never told At before this: never affirmed anybody.
-            (None, _) => false,
-            (Some(from), Some((epoch, heard))) => {
-                epoch < from.epoch || then.since(heard) <= with_drift(self.settings.affirm_ns)
-            }
-            (Some(_), None) => true,
-        };
-        let open: Vec<Fencing> = record.required().filter(|f| !host.is_proven(f)).cloned().collect();
-        for f in open {
-            let proof = if from.is_some_and(|from| f.scvm != from.scvm && f.epoch > from.epoch) {
-                FenceProof::NeverServed
-            } else if !affirmed && self.policy(f.scvm) == Some(FencePolicy::Storage) {
-                FenceProof::LeaseExpiredStorage
-            } else {
-                continue;
-            };
-            if self.session_expired(f.scvm, then) {
-                let _ = self.prove(id, f.scvm, f.epoch, proof, now, out);
-            }
         }
     }
 

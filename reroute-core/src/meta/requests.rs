@@ -1,6 +1,7 @@
 //! What each message does. Every one is answered at once; what comes of it comes by push.
 
 use super::login::{Ask, push};
+use super::proofs::Heard;
 use super::record::Wanted;
 use super::{Effect, SessionMaster};
 use crate::ids::*;
@@ -40,7 +41,8 @@ impl SessionMaster {
             return Err(Refusal::UnknownNode { node });
         }
         match msg {
-            ToMeta::SessionOpen { boot: _, health } => {
+            ToMeta::SessionOpen { boot, health } => {
+                self.opened(scvm, boot);
                 self.renew(scvm, incarnation, health, now);
                 Ok(MetaReply::Session {
                     term: self.settings.term,
@@ -79,6 +81,7 @@ impl SessionMaster {
             | ToMeta::Move { .. }
             | ToMeta::Released { .. }
             | ToMeta::FencedByPulse { .. }
+            | ToMeta::DomainDead { .. }
             | ToMeta::Arrived { .. } => Err(Refusal::WrongSender { node }),
         }
     }
@@ -99,9 +102,16 @@ impl SessionMaster {
             ToMeta::Move { from_epoch, to, planned, reason, evidence } => {
                 self.asked(host, from_epoch, Wanted { to, planned, reason, evidence }, now, out)?;
             }
-            ToMeta::Released { epoch } => self.released(host, epoch, now),
+            ToMeta::Released { epoch } => self.released(host, epoch, now)?,
             ToMeta::FencedByPulse { scvm, epoch } => {
-                self.prove(host, scvm, epoch, FenceProof::KernelIdle, now, out)?;
+                self.heard(host, scvm, epoch, Heard::Pulse, now, out)?;
+            }
+            ToMeta::DomainDead { scvm, host: of, epoch, boot } => {
+                let beside = |h: &HostInfo| h.id == host && h.local_scvm == scvm;
+                if !self.settings.hosts.iter().any(beside) {
+                    return Err(Refusal::NotBeside { node, scvm });
+                }
+                self.heard(of, scvm, epoch, Heard::Domain { by: host, boot }, now, out)?;
             }
             ToMeta::Arrived { epoch, path } => self.arrived(host, epoch, path)?,
             ToMeta::SessionOpen { .. }
@@ -146,6 +156,7 @@ impl SessionMaster {
             return Err(Refusal::UnknownScvm { scvm: to });
         }
         let target_ready = self.is_target(to, now);
+        let drains = self.drains.contains_key(&to);
         let Some(host) = self.hosts.get_mut(&id) else { return Ok(()) };
         if let Some(record) = host.overtaking()
             && let Some(to) = record.moving_to()
@@ -168,6 +179,9 @@ impl SessionMaster {
                 return Err(Refusal::MoveInProgress { to, epoch: *epoch });
             }
             _ => {}
+        }
+        if drains {
+            return Err(Refusal::Draining { scvm: to });
         }
         if !target_ready {
             return Err(Refusal::TargetNotReady { scvm: to });
@@ -211,7 +225,8 @@ impl SessionMaster {
             host.settled = epoch == stands && scvm == Some(at);
         }
         if let Some(released) = released {
-            self.released(id, released, now);
+            // From the future: said as a fault above, and no release of what is on record.
+            let _ = self.released(id, released, now);
         }
         if let Some(host) = self.hosts.get_mut(&id)
             && host.must_hear()

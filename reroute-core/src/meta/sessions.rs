@@ -10,6 +10,8 @@ pub(super) struct Session {
     pub(super) since: BootNs,
     pub(super) reason: String,
     pub(super) incarnation: Incarnation,
+    /// Kernel boot it last opened a session of this term with.
+    pub(super) boot: Option<Incarnation>,
     pub(super) health: ServerHealth,
     /// When the last message that renewed it was accepted; None: none in this term.
     pub(super) renewed: Option<BootNs>,
@@ -22,6 +24,7 @@ impl Session {
             since: now,
             reason: "not heard of since Meta started".into(),
             incarnation: Incarnation::default(),
+            boot: None,
             health: ServerHealth::default(),
             renewed: None,
         }
@@ -33,6 +36,13 @@ impl Session {
 }
 
 impl SessionMaster {
+    /// A session begins on this kernel boot.
+    pub(super) fn opened(&mut self, scvm: ScvmId, boot: Incarnation) {
+        if let Some(session) = self.sessions.get_mut(&scvm) {
+            session.boot = Some(boot);
+        }
+    }
+
     /// A session begins, or is renewed.
     pub(super) fn renew(
         &mut self,

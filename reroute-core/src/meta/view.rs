@@ -2,7 +2,7 @@
 
 use super::SessionMaster;
 use crate::ids::BootNs;
-use crate::proto::{ClusterView, HostView, LoginView, SessionView};
+use crate::proto::{ClusterView, DrainView, HostView, LoginState, LoginView, SessionView};
 
 impl SessionMaster {
     pub fn view(&self, now: BootNs) -> ClusterView {
@@ -19,10 +19,14 @@ impl SessionMaster {
                 reason: s.reason.clone(),
             })
         });
-        let logins = self
-            .hosts
-            .values()
-            .filter_map(|h| Some(LoginView { login: h.record()?.login.clone(), age_ns: now.since(h.since) }));
+        let logins = self.hosts.values().filter_map(|h| {
+            let login = h.record()?.login.clone();
+            let does_not_cover = match login.state {
+                LoginState::At { proof, .. } => proof.does_not_cover().to_string(),
+                LoginState::Moving { .. } => String::new(),
+            };
+            Some(LoginView { login, age_ns: now.since(h.since), does_not_cover })
+        });
         let hosts = self.settings.hosts.iter().filter_map(|info| {
             let h = self.hosts.get(&info.id)?;
             Some(HostView {
@@ -38,6 +42,11 @@ impl SessionMaster {
             sessions: sessions.collect(),
             logins: logins.collect(),
             hosts: hosts.collect(),
+            draining: self
+                .drains
+                .iter()
+                .map(|(scvm, draining)| DrainView { scvm: *scvm, draining: draining.clone() })
+                .collect(),
         }
     }
 }

@@ -48,6 +48,7 @@ impl Scvm {
             | Order::View { .. }
             | Order::Moving { .. }
             | Order::At { .. }
+            | Order::AskDomain { .. }
             | Order::MoveRefused { .. } => {}
         }
     }

@@ -1,10 +1,12 @@
 //! A small world around the machine: networks that can be cut, servers that can fail, a Meta that is told what to say.
 
+mod domain;
 mod faults;
 mod moving;
 mod random;
 mod routes;
 mod targets;
+mod wishes;
 
 use super::*;
 use std::collections::BTreeSet;
@@ -53,6 +55,11 @@ pub struct World {
     served_by: Option<(ScvmId, Epoch)>,
     released: Option<Epoch>,
     pub adopted: bool,
+    /// What the hypervisor would say.
+    pub domains: Result<Vec<Domain>, String>,
+    /// It does not answer by itself; since when it was asked.
+    pub hypervisor_waits: bool,
+    pub reading: Option<BootNs>,
     /// What comes back from the effects, in order.
     coming: VecDeque<(BootNs, Input)>,
 }
@@ -81,6 +88,9 @@ impl World {
             served_by: record.scvm.map(|s| (s, record.epoch)),
             released: record.released,
             adopted: false,
+            domains: Err("no hypervisor".into()),
+            hypervisor_waits: false,
+            reading: None,
             coming: VecDeque::new(),
         };
         world.input(Input::RouteRead(Ok(route)));
@@ -149,6 +159,17 @@ impl World {
                         None => Ok(MetaReply::Ok { term: Term(1) }),
                     };
                     self.comes(Input::MetaAnswer { message, result });
+                }
+                Effect::PersistNotes(notes) => {
+                    let result = self.persist_error.clone().map_or(Ok(()), Err);
+                    self.comes(Input::NotesPersisted { notes, result });
+                }
+                Effect::AskHypervisor => {
+                    let result = self.domains.clone();
+                    match self.hypervisor_waits {
+                        true => self.reading = Some(self.now),
+                        false => self.comes(Input::Hypervisor { began: self.now, result }),
+                    }
                 }
                 Effect::Journal(_) => {}
             }

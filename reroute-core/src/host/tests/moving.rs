@@ -14,6 +14,7 @@ fn story(world: &World) -> Vec<String> {
             Effect::SendPulse { flag: PulseFlag::Probe, .. } => continue,
             Effect::SendPulse { path, flag, epoch, .. } => format!("{flag:?} {} {}", path.scvm.0, epoch.0),
             Effect::Meta(ToMeta::HostReport { .. }) | Effect::Journal(_) | Effect::ReadRoute => continue,
+            Effect::PersistNotes(_) | Effect::AskHypervisor => continue,
             Effect::Meta(ToMeta::Released { epoch }) => format!("Released {}", epoch.0),
             Effect::Meta(ToMeta::FencedByPulse { scvm, epoch }) => format!("Idle {} {}", scvm.0, epoch.0),
             Effect::Meta(ToMeta::Arrived { epoch, path }) => format!("Arrived {} {}", epoch.0, path.network),

@@ -1,6 +1,8 @@
 mod chaos;
 mod lease;
 mod nodes;
+mod operator;
+mod proofs;
 mod retarget;
 mod table;
 mod world;
