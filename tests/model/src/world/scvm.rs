@@ -1,0 +1,725 @@
+//! An SCVM: its agent (`reroute_core::scvm`), its kernel, its server; a virtual machine whose time can stand still.
+
+use super::agent::Link;
+use super::clock::Clock;
+use super::flight::{Node, Pending, Pulse, StreamId};
+use super::kernel::Kernel;
+use super::server::{Accepted, CallId, Server, Socket};
+use super::settings::Safeguard;
+use super::tcp::{Body, ConnId, Segment};
+use super::{Said, World};
+use reroute_common::admission::rank;
+use reroute_core::ids::*;
+use reroute_core::proto::{FromMeta, MetaReply};
+use reroute_core::scvm::*;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+const TOUCH_NS: u64 = 10 * MS;
+const PIDFILE_NS: u64 = 20 * MS;
+const CLIENTS_NS: u64 = 50 * MS;
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Agent {
+    pub machine: Scvm,
+    pub link: Link<Tag>,
+    /// Server processes it holds by pidfd, and those it has reported as ended.
+    held: BTreeSet<Incarnation>,
+    ended: BTreeSet<Incarnation>,
+    problem: Option<Option<String>>,
+    touched: BootNs,
+    polled: BootNs,
+    clients_read: BootNs,
+    pub wake: BootNs,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Machine {
+    pub id: ScvmId,
+    pub clock: Clock,
+    /// The machine is on.
+    pub on: bool,
+    /// It stands still, kernel and all.
+    pub frozen: bool,
+    pub kernel: Kernel,
+    pub server: Server,
+    pub agent: Option<Agent>,
+    /// Agents and servers started so far: each has a number.
+    pub runs: u64,
+    /// What outlives the agent: the operator's suspension, and the epoch file.
+    pub bypass: bool,
+    pub epoch_file: BTreeMap<HostId, Epoch>,
+    /// Admitted when the machine stood still: nobody vouches for these leases.
+    pub doubtful: BTreeMap<HostId, Epoch>,
+}
+
+impl Machine {
+    pub fn new(id: ScvmId, clock: Clock, kernel: Kernel) -> Machine {
+        Machine {
+            id,
+            clock,
+            on: true,
+            frozen: false,
+            kernel,
+            server: Server::new(Incarnation(1)),
+            agent: None,
+            runs: 1,
+            bypass: false,
+            epoch_file: BTreeMap::new(),
+            doubtful: BTreeMap::new(),
+        }
+    }
+
+    /// It takes part in the world now.
+    pub fn runs_now(&self) -> bool {
+        self.on && !self.frozen
+    }
+}
+
+impl World {
+    pub(super) fn start_agent(&mut self, id: ScvmId) {
+        let now = self.local(Node::Scvm(id));
+        let settings = self.settings.clone();
+        let node = self.scvm_mut(id);
+        if node.agent.is_some() || !node.on {
+            return;
+        }
+        node.runs += 1;
+        let incarnation = Incarnation(node.runs);
+        let machine = Scvm::new(settings.of_scvm(id, incarnation, node.bypass), now);
+        node.agent = Some(Agent {
+            machine,
+            link: Link::new(incarnation),
+            held: BTreeSet::new(),
+            ended: BTreeSet::new(),
+            problem: None,
+            touched: BootNs(0),
+            polled: BootNs(0),
+            clients_read: BootNs(0),
+            wake: now,
+        });
+        self.seek_meta(NodeId::Scvm(id), incarnation);
+        self.read_clients(id);
+        self.adopt_server(id);
+        self.chores(id);
+        self.feed_scvm(id, Input::Tick);
+    }
+
+    /// The server that the kernel was told of by an earlier agent: held again, or known to have ended.
+    fn adopt_server(&mut self, id: ScvmId) {
+        let node = self.scvm_mut(id);
+        let incarnation = node.kernel.incarnation;
+        let lives = node.server.alive && node.server.incarnation == incarnation;
+        let Some(agent) = &mut node.agent else { return };
+        if incarnation.0 == 0 {
+            return;
+        }
+        let pid = incarnation.0 as u32;
+        let input = if lives {
+            agent.held.insert(incarnation);
+            Input::ServerSeen { pid, incarnation }
+        } else {
+            agent.ended.insert(incarnation);
+            Input::ServerExited { pid, incarnation }
+        };
+        self.feed_scvm(id, input);
+    }
+
+    pub(super) fn crash_agent(&mut self, id: ScvmId) {
+        self.scvm_mut(id).agent = None;
+        self.drop_streams(Node::Scvm(id));
+        self.forget_agent(NodeId::Scvm(id));
+    }
+
+    pub(super) fn wake_agent(&mut self, id: ScvmId) {
+        let now = self.local(Node::Scvm(id));
+        if !self.scvm(id).runs_now() {
+            return;
+        }
+        let (timeout, beat) = (self.settings.timing.send_timeout, self.settings.timing.scvm_beat);
+        let Some(agent) = &mut self.scvm_mut(id).agent else { return };
+        let given_up = agent.link.given_up(timeout, now);
+        for tag in given_up {
+            self.feed_scvm(id, Input::Reply { tag, reply: Err("no answer in time".into()) });
+        }
+        self.end_silent_streams(NodeId::Scvm(id), now);
+        self.feed_scvm(id, Input::Tick);
+        self.chores(id);
+        if let Some(agent) = &mut self.scvm_mut(id).agent {
+            agent.wake = agent.machine.wake_at(now).max(now.plus(beat));
+        }
+    }
+
+    /// What the agent does by the clock, beside the machine.
+    fn chores(&mut self, id: ScvmId) {
+        let now = self.local(Node::Scvm(id));
+        let node = self.scvm_mut(id);
+        let Some(agent) = &mut node.agent else { return };
+        if now.since(agent.touched) >= TOUCH_NS {
+            agent.touched = now;
+            node.kernel.touch(now);
+        }
+        let (clients, pidfile) =
+            (now.since(agent.clients_read) >= CLIENTS_NS, now.since(agent.polled) >= PIDFILE_NS);
+        if clients {
+            self.read_clients(id);
+        }
+        if pidfile {
+            for input in self.poll_pidfile(id) {
+                self.feed_scvm(id, input);
+            }
+        }
+    }
+
+    fn read_clients(&mut self, id: ScvmId) {
+        let now = self.local(Node::Scvm(id));
+        let node = self.scvm_mut(id);
+        let facts = node.kernel.client_facts();
+        let Some(agent) = &mut node.agent else { return };
+        agent.clients_read = now;
+        agent.machine.handle(Input::Clients(facts), now);
+    }
+
+    fn poll_pidfile(&mut self, id: ScvmId) -> Vec<Input> {
+        let now = self.local(Node::Scvm(id));
+        let node = self.scvm_mut(id);
+        let server = &node.server;
+        let (incarnation, alive) = (server.incarnation, server.alive);
+        let Some(agent) = &mut node.agent else { return Vec::new() };
+        agent.polled = now;
+        let mut news = Vec::new();
+        let problem = if !alive || agent.ended.contains(&incarnation) {
+            Some("the server process has terminated".to_string())
+        } else {
+            if agent.held.insert(incarnation) {
+                news.push(Input::ServerSeen { pid: incarnation.0 as u32, incarnation });
+            }
+            None
+        };
+        if agent.problem.as_ref() != Some(&problem) {
+            agent.problem = Some(problem.clone());
+            news.push(Input::ServerProblem(problem));
+        }
+        news
+    }
+
+    /// Hands an input to the machine and carries out what follows, results included.
+    pub(super) fn feed_scvm(&mut self, id: ScvmId, input: Input) {
+        let now = self.local(Node::Scvm(id));
+        let mut queue = VecDeque::from([input]);
+        while let Some(input) = queue.pop_front() {
+            let node = self.scvm_mut(id);
+            let facts = node.kernel.server_facts(now);
+            let signals = std::mem::take(&mut node.kernel.signals);
+            let Some(agent) = &mut node.agent else { return };
+            agent.machine.handle(Input::Server(facts), now);
+            queue.extend(signals.into_iter().map(Input::Signal));
+            match &input {
+                Input::Reply { tag: Tag::Open { .. }, .. } => self.read_clients(id),
+                Input::ServerExited { incarnation, .. } => {
+                    agent.held.remove(incarnation);
+                    agent.ended.insert(*incarnation);
+                }
+                _ => {}
+            }
+            let Some(agent) = &mut self.scvm_mut(id).agent else { return };
+            for effect in agent.machine.handle(input, now) {
+                let result = self.scvm_effect(id, effect, now);
+                queue.extend(result);
+            }
+        }
+        let beat = self.settings.timing.scvm_beat;
+        if let Some(agent) = &mut self.scvm_mut(id).agent {
+            agent.wake = agent.machine.wake_at(now).max(now.plus(beat));
+        }
+        self.out.touch(Node::Scvm(id));
+    }
+
+    fn scvm_effect(&mut self, id: ScvmId, effect: Effect, now: BootNs) -> Option<Input> {
+        let settings = self.settings.clone();
+        let node = self.scvm_mut(id);
+        let agent = node.agent.as_mut()?;
+        let incarnation = agent.link.incarnation;
+        Some(match effect {
+            Effect::Send { tag, msg } => {
+                let seq = agent.link.ask(tag, now);
+                self.post(NodeId::Scvm(id), incarnation, seq, &msg);
+                return None;
+            }
+            Effect::Renew { deadline, deadline_no_agent } => {
+                node.kernel.renew(deadline, deadline_no_agent);
+                self.check_admission(id);
+                Input::Renewed(Ok(()))
+            }
+            Effect::PublishEpochs { epochs } => {
+                if settings.policy(id) != FencePolicy::Storage {
+                    return Some(Input::EpochsPublished(Ok(())));
+                }
+                self.add(Pending::Publish { scvm: id, incarnation, epochs });
+                return None;
+            }
+            Effect::Admit { host, epoch } => {
+                let answer = node.kernel.raise(host, epoch, rank::ADMITTED);
+                if answer.word.is_admitted() {
+                    self.oracle.admitted(host, id, Epoch(answer.word.epoch()));
+                }
+                self.check_admission(id);
+                Input::AdmitAnswer { host, epoch, answer: Ok(answer) }
+            }
+            Effect::Fence { host, epoch } => {
+                let answer = node.kernel.raise(host, epoch, rank::FENCED);
+                // Which processes may hold calls is decided with this answer: look once more who serves.
+                for input in self.poll_pidfile(id) {
+                    let Some(agent) = &mut self.scvm_mut(id).agent else { return None };
+                    for effect in agent.machine.handle(input, now) {
+                        if let Some(result) = self.scvm_effect(id, effect, now) {
+                            self.later.push((id, incarnation, result));
+                        }
+                    }
+                }
+                Input::FenceAnswer { host, epoch, answer: Ok(answer) }
+            }
+            Effect::ReadCounts { host, epoch } => {
+                Input::Counts { host, epoch, answer: Ok(node.kernel.read(host)) }
+            }
+            Effect::PurgeSockets { host, epoch, purpose } => {
+                let destroyed = self.purge(id, host);
+                Input::Purged { host, epoch, purpose, purge: Ok(Purge { destroyed, left: 0 }) }
+            }
+            Effect::ProbeNull => {
+                self.add(Pending::Probe { scvm: id, incarnation, sent_at: now });
+                return None;
+            }
+            Effect::SetAgentState { null_failed } => {
+                node.kernel.set_null_failed(null_failed);
+                Input::AgentStateSet(Ok(()))
+            }
+            Effect::SetMode { mode } => {
+                node.kernel.mode = mode;
+                Input::ModeSet { mode, result: Ok(()) }
+            }
+            Effect::PersistBypass { on } => {
+                node.bypass = on;
+                Input::BypassPersisted(Ok(()))
+            }
+            Effect::KillServer { incarnation } => {
+                let held = agent.held.contains(&incarnation);
+                if held && node.server.incarnation == incarnation && node.server.alive {
+                    node.server.killed = true;
+                    self.add(Pending::Reap { scvm: id, server: incarnation });
+                }
+                let result = if held { Ok(()) } else { Err("this process is not held".to_string()) };
+                Input::KillSent { incarnation, result }
+            }
+            Effect::ServerStarted { incarnation } => {
+                node.kernel.server_started(incarnation);
+                Input::ServerRegistered { incarnation, result: Ok(()) }
+            }
+            Effect::Journal { at, event } => {
+                self.out.say(Said { node: Node::Scvm(id), at, event });
+                return None;
+            }
+        })
+    }
+
+    /// Results that came up while another effect was carried out.
+    pub(super) fn feed_later(&mut self) {
+        while let Some((id, incarnation, input)) = self.later.pop() {
+            if self.scvm(id).agent.as_ref().is_some_and(|a| a.link.incarnation == incarnation) {
+                self.feed_scvm(id, input);
+            }
+        }
+    }
+
+    /// Destroys a host's sockets here: each goes with a RST.
+    fn purge(&mut self, id: ScvmId, host: HostId) -> u32 {
+        let node = self.scvm_mut(id);
+        let of_host = |(conn, s): (&ConnId, &Socket)| (s.host == host).then_some(*conn);
+        let conns: Vec<ConnId> = node.server.sockets.iter().filter_map(of_host).collect();
+        for conn in &conns {
+            self.close(id, *conn);
+        }
+        conns.len() as u32
+    }
+
+    /// A connection ends from the server's side.
+    fn close(&mut self, id: ScvmId, conn: ConnId) {
+        let now = self.local(Node::Scvm(id));
+        let node = self.scvm_mut(id);
+        let Some(socket) = node.server.sockets.remove(&conn) else { return };
+        node.kernel.ended(conn);
+        if !node.kernel.holds_back(socket.host, now) {
+            let segment = Segment { conn, source: socket.source, body: Body::Rst };
+            self.add(Pending::Reply { host: socket.host, path: socket.path, segment });
+        }
+    }
+
+    // --- messages ---
+
+    pub(super) fn scvm_line(&mut self, id: ScvmId, stream: StreamId, line: FromMeta) {
+        let Some(agent) = &mut self.scvm_mut(id).agent else { return };
+        if let (_, Some(order)) = agent.link.line(stream, &line) {
+            let FromMeta { term, seq, order } = order;
+            self.feed_scvm(id, Input::Order { term, seq, order });
+        }
+    }
+
+    pub(super) fn scvm_answer(
+        &mut self,
+        id: ScvmId,
+        incarnation: Incarnation,
+        seq: u64,
+        reply: MetaReply,
+    ) {
+        let now = self.local(Node::Scvm(id));
+        let counts_from_sending = self.settings.has(Safeguard::SendStampCounting);
+        let Some(agent) = &mut self.scvm_mut(id).agent else { return };
+        if agent.link.incarnation != incarnation {
+            return;
+        }
+        let Some(mut tag) = agent.link.answered(seq) else { return };
+        if !counts_from_sending && let Tag::KeepAlive { sent_at, .. } = &mut tag {
+            *sent_at = now;
+        }
+        self.feed_scvm(id, Input::Reply { tag, reply: Ok(reply) });
+    }
+
+    pub(super) fn published(
+        &mut self,
+        id: ScvmId,
+        incarnation: Incarnation,
+        epochs: BTreeMap<HostId, Epoch>,
+        done: bool,
+    ) {
+        let node = self.scvm_mut(id);
+        if node.agent.as_ref().is_none_or(|a| a.link.incarnation != incarnation) {
+            return;
+        }
+        let result = if done {
+            node.epoch_file = epochs;
+            Ok(())
+        } else {
+            Err("no space left on device".to_string())
+        };
+        self.feed_scvm(id, Input::EpochsPublished(result));
+    }
+
+    pub(super) fn probed(&mut self, id: ScvmId, incarnation: Incarnation, sent_at: BootNs) {
+        let now = self.local(Node::Scvm(id));
+        let node = self.scvm(id);
+        if node.agent.as_ref().is_none_or(|a| a.link.incarnation != incarnation) {
+            return;
+        }
+        let answered = node.server.is_well();
+        let took_ns = now.since(sent_at);
+        self.feed_scvm(id, Input::NullRpc { answered, took_ns, starved: false });
+    }
+
+    // --- the datapath ---
+
+    pub(super) fn pulse_arrives(&mut self, pulse: Pulse) {
+        let id = pulse.path.scvm;
+        let now = self.local(Node::Scvm(id));
+        let Some(facts) = self.scvm_mut(id).kernel.reflect(&pulse, now) else { return };
+        let Pulse { host, incarnation, path, sent_at, .. } = pulse;
+        self.check_admission(id);
+        self.add(Pending::PulseReply { host, incarnation, path, sent_at, facts });
+        self.tell_signals(id);
+    }
+
+    /// The kernel's events wake the agent.
+    fn tell_signals(&mut self, id: ScvmId) {
+        if !self.scvm(id).kernel.signals.is_empty() && self.scvm(id).agent.is_some() {
+            self.feed_scvm(id, Input::Tick);
+        }
+    }
+
+    /// The kernel's timer.
+    pub(super) fn timer(&mut self, id: ScvmId) {
+        let now = self.local(Node::Scvm(id));
+        self.scvm_mut(id).kernel.timer(now);
+        self.tell_signals(id);
+        self.out.touch(Node::Scvm(id));
+    }
+
+    /// A segment from a host's client.
+    pub(super) fn call_arrives(&mut self, host: HostId, path: Path, segment: Segment) {
+        let id = path.scvm;
+        let now = self.local(Node::Scvm(id));
+        let is_local = self.settings.local(host) == id;
+        // Who speaks is known by network and source. Others are nobody's, and dropped.
+        let known = segment.source == path.network && (path.network != Network::Private || is_local);
+        let node = self.scvm_mut(id);
+        if !known || !node.kernel.passes(host, now) {
+            return;
+        }
+        let Segment { conn, source, body } = segment;
+        let reply = |body| Pending::Reply { host, path, segment: Segment { conn, source, body } };
+        match body {
+            Body::Syn if !node.kernel.listening => {
+                if !node.kernel.shields(host, now) {
+                    self.add(reply(Body::Rst));
+                }
+            }
+            Body::Syn => {
+                node.kernel.opened(conn, host, now);
+                node.server.sockets.entry(conn).or_insert(Socket::new(host, source, path));
+                self.add(reply(Body::SynAck));
+            }
+            Body::Call { index, write } => {
+                let epoch = Epoch(node.kernel.word(host).epoch());
+                let Some(socket) = node.server.sockets.get_mut(&conn) else {
+                    // Nobody's: the kernel answers with a RST.
+                    self.add(reply(Body::Rst));
+                    return;
+                };
+                if index >= socket.next {
+                    socket.early.insert(index, write);
+                }
+                let mut came = false;
+                socket.rto = super::server::RTO_NS;
+                while let Some(write) = socket.early.remove(&socket.next) {
+                    socket.unread.push_back(Accepted { index: socket.next, write, epoch });
+                    socket.next += 1;
+                    node.kernel.accept(conn, write.number, now);
+                    came = true;
+                }
+                let (next, hung) = (socket.next, !node.server.is_well());
+                if hung || !came {
+                    // The kernel acknowledges, whatever its process does. A process that answers at once saves that.
+                    self.add(reply(Body::Ack { next }));
+                }
+                if came {
+                    let doubtful = self.is_doubtful(id, host, epoch);
+                    self.oracle.accepted(host, id, epoch, doubtful);
+                    self.read_socket(id, conn);
+                    self.out.touch(Node::Scvm(id));
+                }
+            }
+            Body::SynAck | Body::Ack { .. } | Body::Reply { .. } | Body::Rst => {}
+        }
+    }
+
+    /// A segment did not get through. Of replies the server's TCP keeps a copy; clients see to theirs themselves.
+    pub(super) fn segment_lost(&mut self, pending: Pending) {
+        let Pending::Reply { path, segment: Segment { conn, body: Body::Reply { number, .. }, .. }, .. } =
+            pending
+        else {
+            return;
+        };
+        let now = self.local(Node::Scvm(path.scvm));
+        let node = self.scvm_mut(path.scvm);
+        if let Some(socket) = node.server.sockets.get_mut(&conn) {
+            socket.lost.insert(number);
+            let at = now.plus(socket.rto);
+            socket.again_at.get_or_insert(at);
+        }
+        self.out.touch(Node::Scvm(path.scvm));
+    }
+
+    /// Replies that did not arrive go out again.
+    pub(super) fn resend(&mut self, id: ScvmId) {
+        let now = self.local(Node::Scvm(id));
+        let node = self.scvm_mut(id);
+        let mut again = Vec::new();
+        for (conn, socket) in &mut node.server.sockets {
+            if socket.again_at.is_none_or(|at| now < at) {
+                continue;
+            }
+            socket.again_at = None;
+            socket.rto = (2 * socket.rto).min(60 * SEC);
+            for number in std::mem::take(&mut socket.lost) {
+                let body = Body::Reply { number, next: socket.next };
+                let segment = Segment { conn: *conn, source: socket.source, body };
+                again.push(Pending::Reply { host: socket.host, path: socket.path, segment });
+            }
+        }
+        for reply in again {
+            self.add(reply);
+        }
+        self.out.touch(Node::Scvm(id));
+    }
+
+    fn is_doubtful(&self, id: ScvmId, host: HostId, epoch: Epoch) -> bool {
+        let node = self.scvm(id);
+        node.kernel.mode != Mode::Enforce || node.doubtful.get(&host).is_some_and(|e| *e >= epoch)
+    }
+
+    /// The process takes what its socket has for it.
+    fn read_socket(&mut self, id: ScvmId, conn: ConnId) {
+        let checks = self.settings.policy(id) == FencePolicy::Storage;
+        let node = self.scvm_mut(id);
+        let epochs = checks.then_some(&node.epoch_file);
+        match node.server.read(conn, epochs) {
+            Some(calls) => {
+                for call in calls {
+                    self.add(Pending::Execute { scvm: id, call });
+                }
+            }
+            None => self.close(id, conn),
+        }
+    }
+
+    pub(super) fn execute(&mut self, id: ScvmId, call: CallId) {
+        let now = self.local(Node::Scvm(id));
+        let settings = self.settings.clone();
+        let node = self.scvm_mut(id);
+        let Some(work) = node.server.work.remove(&call) else { return };
+        let (write, epoch) = (work.call.write, work.call.epoch);
+        if !self.oracle.execute(&settings, work.host, id, (write, epoch, work.owner)) {
+            // Refused by the storage: the server closes, without an answer.
+            return self.close(id, call.conn);
+        }
+        let node = self.scvm_mut(id);
+        let Some(socket) = node.server.sockets.get(&call.conn) else { return };
+        if node.server.killed {
+            return; // it writes, but answers nobody any more
+        }
+        let body = Body::Reply { number: write.number, next: socket.next };
+        let segment = Segment { conn: call.conn, source: socket.source, body };
+        let reply = Pending::Reply { host: work.host, path: socket.path, segment };
+        node.kernel.answered(call.conn, write.number, now);
+        self.oracle.replied(work.host, id, epoch);
+        self.add(reply);
+        self.tell_signals(id);
+        self.out.touch(Node::Scvm(id));
+    }
+
+    // --- the server process ---
+
+    pub(super) fn resume_server(&mut self, id: ScvmId) {
+        let node = self.scvm_mut(id);
+        node.server.hung = false;
+        let conns: Vec<ConnId> = node.server.sockets.keys().copied().collect();
+        for conn in conns {
+            self.read_socket(id, conn);
+        }
+    }
+
+    /// The process has terminated, every thread of it.
+    pub(super) fn server_ends(&mut self, id: ScvmId, incarnation: Incarnation) {
+        let now = self.local(Node::Scvm(id));
+        let node = self.scvm_mut(id);
+        if node.server.incarnation != incarnation || !node.server.alive {
+            return;
+        }
+        let sockets = node.server.end();
+        node.kernel.listener(false, now);
+        for (conn, socket) in sockets {
+            let node = self.scvm_mut(id);
+            node.kernel.ended(conn);
+            if !node.kernel.holds_back(socket.host, now) {
+                let segment = Segment { conn, source: socket.source, body: Body::Rst };
+                self.add(Pending::Reply { host: socket.host, path: socket.path, segment });
+            }
+        }
+        self.flight.retain(|p| {
+            !matches!(p, Pending::Execute { scvm, call } if *scvm == id && call.server == incarnation)
+                && !matches!(p, Pending::Reap { scvm, server } if *scvm == id && *server == incarnation)
+        });
+        let held = self.scvm(id).agent.as_ref().is_some_and(|a| a.held.contains(&incarnation));
+        if held {
+            let pid = incarnation.0 as u32;
+            self.feed_scvm(id, Input::ServerExited { pid, incarnation });
+        }
+        self.tell_signals(id);
+    }
+
+    pub(super) fn start_server(&mut self, id: ScvmId) {
+        let now = self.local(Node::Scvm(id));
+        let node = self.scvm_mut(id);
+        if node.server.alive || !node.on {
+            return;
+        }
+        node.runs += 1;
+        node.server = Server::new(Incarnation(node.runs));
+        node.kernel.listener(true, now);
+        self.tell_signals(id);
+    }
+
+    // --- the machine ---
+
+    pub(super) fn freeze(&mut self, id: ScvmId) {
+        let now = self.now;
+        let node = self.scvm_mut(id);
+        if node.frozen || !node.on {
+            return;
+        }
+        node.frozen = true;
+        node.clock.stop(now);
+        let admitted: Vec<(HostId, Epoch)> = node
+            .kernel
+            .clients
+            .keys()
+            .map(|h| (*h, node.kernel.word(*h)))
+            .filter(|(_, word)| word.is_admitted())
+            .map(|(h, word)| (h, Epoch(word.epoch())))
+            .collect();
+        node.doubtful.extend(admitted);
+    }
+
+    pub(super) fn thaw(&mut self, id: ScvmId) {
+        let now = self.now;
+        let node = self.scvm_mut(id);
+        if !node.frozen {
+            return;
+        }
+        node.frozen = false;
+        node.clock.go_on(now);
+        self.out.touch(Node::Scvm(id));
+    }
+
+    /// The machine loses power: everything in its memory is gone, and nobody is told.
+    pub(super) fn power_off(&mut self, id: ScvmId) {
+        self.thaw(id);
+        self.crash_agent(id);
+        let settings = self.settings.clone();
+        let node = self.scvm_mut(id);
+        let boot = node.kernel.boot + 1;
+        node.on = false;
+        node.server.end();
+        node.kernel = Kernel::new(&settings, boot);
+        node.doubtful.clear();
+        self.flight.retain(|p| {
+            !matches!(p, Pending::Execute { scvm, .. } | Pending::Reap { scvm, .. } if *scvm == id)
+        });
+    }
+
+    pub(super) fn power_on(&mut self, id: ScvmId) {
+        let node = self.scvm_mut(id);
+        if node.on {
+            return;
+        }
+        node.on = true;
+        node.epoch_file.clear();
+        self.start_server(id);
+        self.start_agent(id);
+    }
+
+    /// Nobody else may be letting a host in that this kernel lets in.
+    fn check_admission(&mut self, id: ScvmId) {
+        let now = self.local(Node::Scvm(id));
+        let node = self.scvm(id);
+        let open: Vec<(HostId, Epoch)> = node
+            .kernel
+            .clients
+            .keys()
+            .filter(|h| node.kernel.admits(**h, now))
+            .map(|h| (*h, Epoch(node.kernel.word(*h).epoch())))
+            .collect();
+        for (host, epoch) in open {
+            if self.is_doubtful(id, host, epoch) {
+                continue;
+            }
+            for other in self.settings.scvm_ids().filter(|s| *s != id) {
+                let at = self.local(Node::Scvm(other));
+                let node = self.scvm(other);
+                let word = Epoch(node.kernel.word(host).epoch());
+                if node.on && node.kernel.admits(host, at) && !self.is_doubtful(other, host, word) && !node.frozen
+                {
+                    let what = format!("{id} at {epoch} and {other} at {word} both admit {host}");
+                    self.oracle.say(super::oracle::Kind::TwoAdmit, what);
+                }
+            }
+        }
+    }
+}
