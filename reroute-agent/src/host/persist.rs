@@ -66,7 +66,7 @@ pub fn store(dir: &Path, record: &Record) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use reroute_core::ids::{Epoch, ScvmId};
+    use reroute_core::ids::{Epoch, ScvmId, Term};
 
     struct Dir(PathBuf);
     impl Dir {

@@ -62,6 +62,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         keepalive_ns: ns(timing.keepalive_ms),
         session_ns: ns(timing.session_ms),
         session_no_agent_ns: ns(timing.session_no_agent_ms),
+        affirm_ns: ns(config.timing.affirm_ms),
         silent_ns: ns(timing.silent_ms),
         drain_ns: ns(timing.drain_ms),
         planned_drain_ns: ns(timing.planned_drain_ms),

@@ -202,6 +202,7 @@ pub mod tests {
             keepalive_ns: 1,
             session_ns: 1,
             session_no_agent_ns: 1,
+            affirm_ns: 1,
             silent_ns: 1,
             drain_ns: 1,
             planned_drain_ns: 1,

@@ -45,6 +45,7 @@ use lease::Lease;
 use login::HostLogin;
 use sessions::Session;
 use std::collections::BTreeMap;
+use std::hash::{Hash, Hasher};
 
 /// What the master is told once. Times in ns.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -151,7 +152,7 @@ pub enum Effect {
     Journal(Event),
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SessionMaster {
     settings: Settings,
     started: BootNs,
@@ -165,6 +166,15 @@ pub struct SessionMaster {
     draining: BTreeMap<ScvmId, operator::Storing>,
     command: Option<FenceCommandSettings>,
     commands: BTreeMap<ScvmId, proofs::command::State>,
+}
+
+/// What only answers copies, or tells watchers that something changed, is left out: a search over states then finds
+/// the same one again, whichever way it came there.
+impl Hash for SessionMaster {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let SessionMaster { settings, started, sessions, hosts, copies: _, lease, generation: _ } = self;
+        (settings.term, started, sessions, hosts, lease).hash(state);
+    }
 }
 
 impl SessionMaster {

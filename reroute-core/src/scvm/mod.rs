@@ -61,6 +61,8 @@ pub struct Settings {
     pub keepalive_ns: u64,
     pub session_ns: u64,
     pub session_no_agent_ns: u64,
+    /// How long a host's affirmation holds, from the stamp it echoes.
+    pub affirm_ns: u64,
     pub silent_ns: u64,
     pub drain_ns: u64,
     pub planned_drain_ns: u64,
@@ -293,6 +295,10 @@ impl Scvm {
         let wanted_from = self.revokes.values().filter_map(|r| r.probe_from(&world)).max();
         self.server.tick(wanted_from, now, out);
         self.outbox.tick(now, out);
+        let affirmed = |host| self.clients.get(&host).map_or(BootNs(0), |c| c.affirm_deadline);
+        for (host, epoch) in self.session.judge_doubtful(&self.settings, affirmed, now, out) {
+            self.admission.close(host, epoch);
+        }
         let health = self.health();
         self.session.tick(&self.settings, &health, now, out);
     }

@@ -104,21 +104,22 @@ impl Scvm {
         self.admission.admit(host, epoch, ordered, now, &mut self.outbox, out);
     }
 
-    /// A session has opened: serve whom Meta names. Who is not named was perhaps moved while our lease had run out;
-    /// unless the host itself affirms this server, the word is closed before the lease opens it again.
+    /// A session has opened: serve whom Meta names. Who is not named was perhaps moved while our lease had run out -
+    /// by Meta's clock: ours may have stood still, and knows nothing of it. Such a word is closed before the lease opens
+    /// it (again), unless the host itself affirms this server, and has done so since now.
     pub(super) fn serve(&mut self, logins: Vec<(HostId, Epoch)>, now: BootNs, out: &mut Vec<Effect>) {
         let named: BTreeMap<HostId, Epoch> = logins.iter().copied().collect();
-        let mut unnamed = BTreeSet::new();
+        let (mut unnamed, mut doubtful) = (BTreeSet::new(), BTreeSet::new());
         for (&host, &word) in self.admission.words() {
             let epoch = Epoch(word.epoch());
             let client = self.clients.get(&host);
-            let affirmed = client.is_some_and(|c| c.has_agent && c.affirm_deadline > now);
-            if word.is_admitted()
-                && named.get(&host) != Some(&epoch)
-                && self.session.lapsed(client.is_none_or(|c| c.has_agent), now)
-                && !affirmed
-            {
-                unnamed.insert((host, epoch));
+            if word.is_admitted() && named.get(&host) != Some(&epoch) {
+                let affirmed = client.is_some_and(|c| c.has_agent && c.affirm_deadline > now);
+                if affirmed {
+                    doubtful.insert((host, epoch))
+                } else {
+                    unnamed.insert((host, epoch))
+                };
             }
         }
         for &(host, epoch) in &unnamed {
@@ -129,7 +130,7 @@ impl Scvm {
                 self.admit(host, epoch, false, now, out);
             }
         }
-        self.session.settle(&self.settings, unnamed, now, out);
+        self.session.settle(&self.settings, unnamed, doubtful, now, out);
     }
 
     pub(super) fn fence_answer(

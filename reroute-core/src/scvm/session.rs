@@ -31,6 +31,8 @@ pub enum State {
         term: Term,
         lease_from: BootNs,
         fences: BTreeMap<(HostId, Epoch), Option<BootNs>>,
+        /// Affirmed when the session opened, perhaps by a stamp from before our clock stood still; since then.
+        doubtful: BTreeMap<(HostId, Epoch), BootNs>,
         orders_to: u64,
     },
     Open {
@@ -100,11 +102,6 @@ impl Session {
         self.deadline = self.deadline.max(deadline);
         self.deadline_no_agent = self.deadline_no_agent.max(deadline_no_agent);
     }
-    /// Whether the session lease of such a client has run out.
-    pub fn lapsed(&self, has_agent: bool, now: BootNs) -> bool {
-        now >= if has_agent { self.deadline } else { self.deadline_no_agent }
-    }
-
     /// The session that holds now: its term, and the number of the last order before it. An open one whose lease has
     /// run out is none, even if nobody has had time to close it: Meta may have passed this server over.
     pub fn live(&self, settings: &Settings, now: BootNs) -> Option<(Term, u64)> {
@@ -226,8 +223,9 @@ impl Session {
         let problem = match reply {
             Ok(MetaReply::Session { term, logins, orders_to }) if term >= self.newest_term => {
                 self.newest_term = term;
-                let fences = BTreeMap::new();
-                self.state = State::Settling { session, term, lease_from: sent_at, fences, orders_to };
+                let (fences, doubtful) = (BTreeMap::new(), BTreeMap::new());
+                let lease_from = sent_at;
+                self.state = State::Settling { session, term, lease_from, fences, doubtful, orders_to };
                 self.next_keepalive = sent_at.plus(settings.keepalive_ns);
                 self.last_sent = sent_at;
                 self.problem = None;
@@ -304,14 +302,40 @@ impl Session {
         &mut self,
         settings: &Settings,
         unnamed: BTreeSet<(HostId, Epoch)>,
+        affirmed: BTreeSet<(HostId, Epoch)>,
         now: BootNs,
         out: &mut Vec<Effect>,
     ) {
-        if let State::Settling { fences, .. } = &mut self.state {
+        if let State::Settling { fences, doubtful, .. } = &mut self.state {
             out.extend(unnamed.iter().map(|&(host, epoch)| Effect::Fence { host, epoch }));
             *fences = unnamed.into_iter().map(|key| (key, None)).collect();
+            *doubtful = affirmed.into_iter().map(|key| (key, now)).collect();
         }
         self.settled(settings, now, out);
+    }
+
+    /// Whoever is affirmed by a stamp from after the session's opening is where Meta does not know it to be, and stays;
+    /// once no older stamp can hold any more, the others are fenced. Gives those.
+    pub fn judge_doubtful(
+        &mut self,
+        settings: &Settings,
+        affirmed: impl Fn(HostId) -> BootNs,
+        now: BootNs,
+        out: &mut Vec<Effect>,
+    ) -> Vec<(HostId, Epoch)> {
+        let State::Settling { fences, doubtful, .. } = &mut self.state else { return Vec::new() };
+        if doubtful.is_empty() {
+            return Vec::new();
+        }
+        let last = |since: &BootNs| since.plus(settings.affirm_ns);
+        doubtful.retain(|&(host, _), since| affirmed(host) <= last(since));
+        let over = |since: &BootNs| now >= last(since);
+        let fence: Vec<_> = doubtful.iter().filter(|(_, since)| over(since)).map(|(key, _)| *key).collect();
+        doubtful.retain(|_, since| !over(since));
+        out.extend(fence.iter().map(|&(host, epoch)| Effect::Fence { host, epoch }));
+        fences.extend(fence.iter().map(|key| (*key, None)));
+        self.settled(settings, now, out);
+        fence
     }
 
     /// A host's word stands closed for `epoch`.
@@ -323,8 +347,9 @@ impl Session {
         now: BootNs,
         out: &mut Vec<Effect>,
     ) {
-        if let State::Settling { fences, .. } = &mut self.state {
+        if let State::Settling { fences, doubtful, .. } = &mut self.state {
             fences.retain(|&(h, e), _| h != host || e > epoch);
+            doubtful.retain(|&(h, e), _| h != host || e > epoch);
             self.settled(settings, now, out);
         }
     }
@@ -338,8 +363,9 @@ impl Session {
     }
 
     fn settled(&mut self, settings: &Settings, now: BootNs, out: &mut Vec<Effect>) {
-        if let State::Settling { session, term, lease_from, fences, orders_to } = &self.state
+        if let State::Settling { session, term, lease_from, fences, doubtful, orders_to } = &self.state
             && fences.is_empty()
+            && doubtful.is_empty()
         {
             let lease_from = *lease_from;
             self.state = State::Open { session: *session, term: *term, orders_to: *orders_to };

@@ -165,14 +165,39 @@ fn after_a_lapse_a_host_that_meta_does_not_name_is_shut_out_before_the_lease_ope
     assert!(node.epochs.is_empty());
 }
 
+/// By our own clock the lease has not run out, by Meta's it has: our clock has stood still, and meanwhile the host was
+/// moved. What opens the session again must not open the word.
 #[test]
-fn who_affirms_us_or_never_lapsed_is_not_shut_out() {
-    for (affirmed, lapse) in [(true, true), (false, false)] {
-        let mut node = forgotten(affirmed, lapse);
+fn a_clock_that_stood_still_does_not_keep_a_host_that_meta_does_not_name() {
+    let mut node = forgotten(false, false);
+    node.open(&[]);
+    assert_eq!(node.word(X), Word::new(3, rank::FENCED));
+    let fence = node.position(|e| matches!(e, Effect::Fence { .. }));
+    assert!(fence < node.position(|e| matches!(e, Effect::Renew { .. })));
+}
+
+#[test]
+fn who_affirms_us_still_is_not_shut_out() {
+    for lapse in [true, false] {
+        let mut node = forgotten(true, lapse);
         node.open(&[]);
-        assert_eq!(node.word(X), Word::new(3, rank::ADMITTED), "affirmed {affirmed}, lapse {lapse}");
+        assert!(renewals(&node).is_empty(), "by a stamp from before the session, perhaps");
+        node.clients(&[(X, node.now.plus(101 * MS))]);
+        node.run(20 * MS);
+        assert_eq!(node.word(X), Word::new(3, rank::ADMITTED), "lapse {lapse}");
         assert_eq!(renewals(&node).len(), 1);
     }
+}
+
+/// The same affirmation, but nothing follows it: it was sent before our clock stood still.
+#[test]
+fn an_affirmation_from_before_a_stop_does_not_last() {
+    let mut node = forgotten(true, false);
+    node.open(&[]);
+    node.run(150 * MS);
+    assert_eq!(node.word(X), Word::new(3, rank::FENCED));
+    let fence = node.position(|e| matches!(e, Effect::Fence { .. }));
+    assert!(fence < node.position(|e| matches!(e, Effect::Renew { .. })));
 }
 
 #[test]

@@ -85,6 +85,7 @@ pub fn settings(policy: FencePolicy) -> Settings {
         keepalive_ns: 100 * MS,
         session_ns: 500 * MS,
         session_no_agent_ns: 8000 * MS,
+        affirm_ns: 100 * MS,
         silent_ns: 50 * MS,
         drain_ns: 20 * MS,
         planned_drain_ns: 2000 * MS,

@@ -462,15 +462,7 @@ impl World {
             }
             Body::Syn => {
                 node.kernel.opened(conn, host, now);
-                node.server.sockets.entry(conn).or_insert(Socket {
-                    host,
-                    source,
-                    path,
-                    next: 0,
-                    early: BTreeMap::new(),
-                    unread: VecDeque::new(),
-                    owner: None,
-                });
+                node.server.sockets.entry(conn).or_insert(Socket::new(host, source, path));
                 self.add(reply(Body::SynAck));
             }
             Body::Call { index, write } => {
@@ -484,6 +476,7 @@ impl World {
                     socket.early.insert(index, write);
                 }
                 let mut came = false;
+                socket.rto = super::server::RTO_NS;
                 while let Some(write) = socket.early.remove(&socket.next) {
                     socket.unread.push_back(Accepted { index: socket.next, write, epoch });
                     socket.next += 1;
@@ -504,6 +497,46 @@ impl World {
             }
             Body::SynAck | Body::Ack { .. } | Body::Reply { .. } | Body::Rst => {}
         }
+    }
+
+    /// A segment did not get through. Of replies the server's TCP keeps a copy; clients see to theirs themselves.
+    pub(super) fn segment_lost(&mut self, pending: Pending) {
+        let Pending::Reply { path, segment: Segment { conn, body: Body::Reply { number, .. }, .. }, .. } =
+            pending
+        else {
+            return;
+        };
+        let now = self.local(Node::Scvm(path.scvm));
+        let node = self.scvm_mut(path.scvm);
+        if let Some(socket) = node.server.sockets.get_mut(&conn) {
+            socket.lost.insert(number);
+            let at = now.plus(socket.rto);
+            socket.again_at.get_or_insert(at);
+        }
+        self.out.touch(Node::Scvm(path.scvm));
+    }
+
+    /// Replies that did not arrive go out again.
+    pub(super) fn resend(&mut self, id: ScvmId) {
+        let now = self.local(Node::Scvm(id));
+        let node = self.scvm_mut(id);
+        let mut again = Vec::new();
+        for (conn, socket) in &mut node.server.sockets {
+            if socket.again_at.is_none_or(|at| now < at) {
+                continue;
+            }
+            socket.again_at = None;
+            socket.rto = (2 * socket.rto).min(60 * SEC);
+            for number in std::mem::take(&mut socket.lost) {
+                let body = Body::Reply { number, next: socket.next };
+                let segment = Segment { conn: *conn, source: socket.source, body };
+                again.push(Pending::Reply { host: socket.host, path: socket.path, segment });
+            }
+        }
+        for reply in again {
+            self.add(reply);
+        }
+        self.out.touch(Node::Scvm(id));
     }
 
     fn is_doubtful(&self, id: ScvmId, host: HostId, epoch: Epoch) -> bool {

@@ -3,7 +3,7 @@
 
 use super::tcp::{ConnId, Write};
 use reroute_core::ids::*;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// A call that the process has read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -44,6 +44,30 @@ pub struct Socket {
     pub unread: VecDeque<Accepted>,
     /// The epoch it was bound to by its first call.
     pub owner: Option<Epoch>,
+    /// Replies that did not arrive: this node's TCP sends them again then, and each time after twice the time.
+    pub lost: BTreeSet<u64>,
+    pub again_at: Option<BootNs>,
+    pub rto: u64,
+}
+
+/// First retransmission.
+pub const RTO_NS: u64 = 200 * MS;
+
+impl Socket {
+    pub fn new(host: HostId, source: Network, path: Path) -> Socket {
+        Socket {
+            host,
+            source,
+            path,
+            next: 0,
+            early: BTreeMap::new(),
+            unread: VecDeque::new(),
+            owner: None,
+            lost: BTreeSet::new(),
+            again_at: None,
+            rto: RTO_NS,
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

@@ -16,6 +16,8 @@ pub enum Step {
     Client(HostId),
     /// The kernel's timer of an SCVM.
     Timer(ScvmId),
+    /// An SCVM's TCP sends replies again that did not arrive.
+    Resend(ScvmId),
     /// Something under way comes to its end.
     Do(Id),
     /// ... and comes again.
@@ -143,6 +145,12 @@ impl World {
         Some(node.clock.when(node.kernel.timer_due().filter(|_| node.runs_now())?))
     }
 
+    pub fn resend_due(&self, scvm: ScvmId) -> Option<u64> {
+        let node = self.scvm(scvm);
+        let at = node.server.sockets.values().filter_map(|s| s.again_at).min()?;
+        Some(node.clock.when(at)).filter(|_| node.runs_now())
+    }
+
     /// Every step that means something now, but the passing of time, faults, and what goes wrong with disks: how much of
     /// these is allowed is for whoever explores.
     pub fn enabled(&self) -> Vec<Step> {
@@ -154,6 +162,7 @@ impl World {
         steps.extend(nodes.into_iter().filter(|n| is_due(self.due(*n))).map(Step::Wake));
         steps.extend(self.settings.host_ids().filter(|h| is_due(self.client_due(*h))).map(Step::Client));
         steps.extend(self.settings.scvm_ids().filter(|s| is_due(self.timer_due(*s))).map(Step::Timer));
+        steps.extend(self.settings.scvm_ids().filter(|s| is_due(self.resend_due(*s))).map(Step::Resend));
         for (id, pending) in self.flight.iter() {
             if self.blocked(id).is_none() {
                 steps.push(Step::Do(id));
@@ -174,6 +183,7 @@ impl World {
             Step::Wake(Node::Meta(id)) => self.wake_meta(id),
             Step::Client(id) => self.wake_client(id),
             Step::Timer(id) => self.timer(id),
+            Step::Resend(id) => self.resend(id),
             Step::Do(id) => {
                 if self.blocked(id).is_none()
                     && let Some(pending) = self.flight.take(id)
@@ -189,7 +199,9 @@ impl World {
                 }
             }
             Step::Lose(id) => {
-                self.flight.take(id);
+                if let Some(pending) = self.flight.take(id) {
+                    self.segment_lost(pending);
+                }
             }
             Step::Fail(id, failure) => {
                 if let Some(pending) = self.flight.take(id) {
@@ -208,12 +220,12 @@ impl World {
         let whole = network.is_none_or(|network| self.links.carries(from, to, network));
         let off = matches!(to, Node::Scvm(id) if !self.scvm(id).on);
         if !whole || off {
-            return;
+            return self.segment_lost(pending);
         }
         if let (Node::Host(id), Some(network)) = (to, network)
             && self.host(id).no_carrier.contains(&network)
         {
-            return;
+            return self.segment_lost(pending);
         }
         match pending {
             Pending::Pulse(pulse) => self.pulse_arrives(pulse),
