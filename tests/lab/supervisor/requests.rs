@@ -53,7 +53,7 @@ impl Supervisor {
         Ok(match request {
             Request::Status => to_value(self.status())?,
             Request::Fault { name, target } => to_value(self.inject(&name, target.as_deref())?)?,
-            Request::Heal { name } => to_value(self.heal(name.as_deref())?)?,
+            Request::Heal { name, target } => to_value(self.heal(name.as_deref(), target.as_deref())?)?,
             Request::Run { spec } => to_value(self.run(spec)?)?,
             Request::Start { process } => to_value(self.run(self.processes.spec(&process)?)?)?,
             Request::Signal { process, signal } => {
@@ -106,11 +106,14 @@ impl Supervisor {
         at.with_context(|| format!("cannot set {port}"))
     }
 
-    fn heal(&self, name: Option<&str>) -> anyhow::Result<Vec<String>> {
+    fn heal(&self, name: Option<&str>, target: Option<&str>) -> anyhow::Result<Vec<String>> {
         if let Some(name) = name {
             Fault::find(name)?;
         }
-        let (due, stay) = self.faults().drain(..).partition(|f| name.is_none_or(|n| n == f.name));
+        let (due, stay) = self
+            .faults()
+            .drain(..)
+            .partition(|f| name.is_none_or(|n| n == f.name) && target.is_none_or(|t| t == f.target));
         *self.faults() = stay;
         let mut done = Vec::new();
         for fault in due as Vec<Injected> {
@@ -155,7 +158,11 @@ impl Supervisor {
                     Action::Kill(_) => Some(self.processes.wait(&process, Duration::from_secs(2))),
                     _ => None,
                 };
-                if ended.is_none() && self.processes.status(&process)?.runs() {
+                if self.processes.status(&process)?.runs() {
+                    if ended.is_some() {
+                        // Another healing has started it meanwhile.
+                        return Ok("runs again already".into());
+                    }
                     self.processes.signal(&process, Signal::CONT)?;
                     return Ok("continued".into());
                 }
