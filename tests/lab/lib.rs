@@ -9,6 +9,7 @@
 //! | [`topology`] | nodes, addresses, links |
 //! | [`supervisor`] | what runs inside: namespaces, servers, agents, processes |
 //! | [`faults`] | what can be broken, and what mends it |
+//! | [`wire`] | links that lose, delay or keep frames |
 //! | [`control`] | requests and replies on the control socket |
 //! | [`handle`] | [`Lab`]: start, break, heal, wait, read back |
 //! | [`demo`] | the three failures, with a timeline each |
@@ -26,6 +27,7 @@ pub mod options;
 pub mod supervisor;
 mod sys;
 pub mod topology;
+pub mod wire;
 
 pub use control::{Injected, ProcessStatus};
 pub use handle::{Lab, Writer, wait_for};

@@ -40,8 +40,11 @@ pub fn set_link<T>(name: &str, up: bool, before: impl FnOnce() -> T) -> io::Resu
 
 const BPF_PROG_LOAD: libc::c_long = 5;
 const BPF_LINK_CREATE: libc::c_long = 28;
+const BPF_PROG_TYPE_SCHED_CLS: u32 = 3;
 const BPF_PROG_TYPE_XDP: u32 = 6;
 const BPF_XDP: u32 = 37;
+const BPF_TCX_INGRESS: u32 = 46;
+const BPF_TCX_EGRESS: u32 = 47;
 const BPF_F_XDP_HAS_FRAGS: u32 = 1 << 5;
 const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
 
@@ -68,6 +71,86 @@ struct LinkCreate {
     target_ifindex: u32,
     attach_type: u32,
     flags: u32,
+}
+
+/// Makes a TAP of this name in the calling thread's network namespace; it lives as long as the returned file.
+pub fn open_tap(name: &str) -> io::Result<std::fs::File> {
+    let tap = std::fs::File::options().read(true).write(true).open("/dev/net/tun")?;
+    // SAFETY: ifreq is plain data; all zeroes is a valid value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    if name.len() >= request.ifr_name.len() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "interface name too long"));
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from as libc::c_char;
+    }
+    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI) as libc::c_short;
+    // SAFETY: TUNSETIFF reads and writes a live ifreq.
+    if unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETIFF as libc::Ioctl, &mut request) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(tap)
+}
+
+/// Sends whole frames by any interface of the network namespace it was opened in; receives none.
+pub struct PacketSocket(OwnedFd);
+
+impl PacketSocket {
+    /// `mark`: `skb->mark` of what it sends.
+    pub fn open(mark: u32) -> io::Result<PacketSocket> {
+        // SAFETY: no pointers.
+        let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the kernel has just given us this descriptor.
+        let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+        let (value, size) = (std::ptr::from_ref(&mark).cast(), std::mem::size_of_val(&mark));
+        // SAFETY: `value` points to `size` bytes that live during the call.
+        let done = unsafe { libc::setsockopt(fd, libc::SOL_SOCKET, libc::SO_MARK, value, size as u32) };
+        if done != 0 { Err(io::Error::last_os_error()) } else { Ok(PacketSocket(socket)) }
+    }
+
+    pub fn send(&self, interface: u32, frame: &[u8]) -> io::Result<()> {
+        // SAFETY: sockaddr_ll is plain data; all zeroes is a valid value.
+        let mut to: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+        to.sll_family = libc::AF_PACKET as u16;
+        to.sll_ifindex = interface as i32;
+        // The protocol that the frame itself states.
+        if let Some(protocol) = frame.get(12..14).and_then(|p| p.try_into().ok()) {
+            to.sll_protocol = u16::from_ne_bytes(protocol);
+        }
+        let size = std::mem::size_of_val(&to) as u32;
+        // SAFETY: frame and address live during the call, and have the lengths given.
+        let sent = unsafe {
+            libc::sendto(
+                self.0.as_raw_fd(),
+                frame.as_ptr().cast(),
+                frame.len(),
+                0,
+                std::ptr::from_ref(&to).cast(),
+                size,
+            )
+        };
+        if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+}
+
+/// Attaches a program to an interface of the calling thread's network namespace, for as long as the returned link is
+/// open: to what comes in by it, or to what goes out.
+pub fn attach_tcx(interface: u32, ingress: bool, instructions: &[u64]) -> io::Result<OwnedFd> {
+    let load = ProgLoad {
+        prog_type: BPF_PROG_TYPE_SCHED_CLS,
+        insn_cnt: instructions.len() as u32,
+        insns: instructions.as_ptr() as u64,
+        license: c"Apache-2.0".as_ptr() as u64,
+        ..ProgLoad::default()
+    };
+    let program = bpf(BPF_PROG_LOAD, &load)?;
+    let attach_type = if ingress { BPF_TCX_INGRESS } else { BPF_TCX_EGRESS };
+    let link =
+        LinkCreate { prog_fd: program.as_raw_fd() as u32, target_ifindex: interface, attach_type, flags: 0 };
+    bpf(BPF_LINK_CREATE, &link)
 }
 
 /// Attaches an XDP program that passes everything (`r0 = XDP_PASS; exit`) to an interface of the calling thread's

@@ -49,6 +49,19 @@ impl Node {
     pub fn management(self) -> Ipv4Addr {
         Ipv4Addr::new(192, 168, 85, self.last_octet())
     }
+    /// Told apart by the fourth byte of [`Node::mac`].
+    pub const fn kind_in_mac(self) -> u8 {
+        match self {
+            Node::Host(_) => 1,
+            Node::Scvm(_) => 2,
+            Node::Meta => 3,
+        }
+    }
+    /// Of its interface in `sto` or `mgt`.
+    pub fn mac(self, network: &str) -> [u8; 6] {
+        let net = if network == "sto" { 1 } else { 2 };
+        [0x02, 0x72, net, self.kind_in_mac(), 0, self.last_octet()]
+    }
     /// The switch's end of this node's link.
     pub fn port(self, network: &str) -> String {
         format!("{network}-{self}")
@@ -105,8 +118,9 @@ pub fn build() -> anyhow::Result<BTreeMap<String, NetNs>> {
     }
     for node in Node::all() {
         for network in ["sto", "mgt"] {
-            let (port, ns) = (node.port(network), fd(node));
-            let _ = writeln!(switch, "link add {port} type veth peer name {network}0 netns {ns}");
+            let (port, ns, mac) = (node.port(network), fd(node), mac_text(node.mac(network)));
+            let _ =
+                writeln!(switch, "link add {port} type veth peer name {network}0 address {mac} netns {ns}");
             let _ = writeln!(switch, "link set {port} master br-{network} up");
         }
     }
@@ -133,6 +147,10 @@ pub fn build() -> anyhow::Result<BTreeMap<String, NetNs>> {
         batch(&nodes[&node.to_string()], &text).with_context(|| node.to_string())?;
     }
     Ok(nodes)
+}
+
+fn mac_text(mac: [u8; 6]) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
 /// A switch does not change the order of a flow's frames, and a bridge over veth does: each CPU has a queue of its own.

@@ -9,6 +9,7 @@
 //! one per child reaps it; one watches standard input.
 
 mod agents;
+mod disturb;
 mod processes;
 mod requests;
 pub(crate) mod servers;
@@ -153,6 +154,7 @@ pub struct Supervisor {
     nodes: BTreeMap<String, NetNs>,
     processes: Processes,
     faults: Mutex<Vec<Injected>>,
+    disturbed: disturb::Standing,
     /// XDP programs on the far ends of the SCVMs' links; they stay while these are open.
     _pass: Vec<OwnedFd>,
     end: mpsc::Sender<()>,
@@ -171,6 +173,7 @@ impl Supervisor {
             nodes,
             processes: Processes::default(),
             faults: Mutex::default(),
+            disturbed: disturb::Standing::default(),
             _pass: pass,
             end,
         });

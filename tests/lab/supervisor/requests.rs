@@ -94,6 +94,10 @@ impl Supervisor {
                 at
             }
             Action::Cut(network) => self.set_port(&target, network, false)?,
+            Action::Flap(network) => self.flap(&target, network)?,
+            Action::Restart(what) => self.restart(&format!("{target}/{what}"))?,
+            Action::Freeze(time) => self.freeze(name, &target, time)?,
+            Action::Disturb(what) => self.disturb(name, &target, what)?,
         };
         let injected = Injected { name: name.into(), target, at };
         self.faults().push(injected.clone());
@@ -150,6 +154,22 @@ impl Supervisor {
             Action::Cut(network) => {
                 self.set_port(&fault.target, network, true)?;
                 Ok("link up".into())
+            }
+            Action::Flap(_) => Ok("it was up again already".into()),
+            Action::Restart(what) => {
+                let process = format!("{}/{what}", fault.target);
+                if !self.processes.status(&process)?.runs() {
+                    self.run(self.processes.spec(&process)?)?;
+                }
+                Ok("it runs".into())
+            }
+            Action::Freeze(_) => {
+                self.thaw(&fault.name, &fault.target);
+                Ok("it goes on".into())
+            }
+            Action::Disturb(_) => {
+                self.pass(&fault.name, &fault.target);
+                Ok("frames pass".into())
             }
             Action::Kill(what) | Action::Stop(what, _) => {
                 let process = format!("{}/{what}", fault.target);
