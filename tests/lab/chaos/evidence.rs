@@ -5,7 +5,8 @@
 //! | `schedule.json` | what was to be broken when |
 //! | `outcome.json`, `struck.json` | the figures; what became of each fault, CLOCK_BOOTTIME ns |
 //! | `hostN.timeline` | everything in the journals that concerns the host, with the faults in between |
-//! | `hostN.findings.json`, `blocks/` | damaged blocks: as found, the writes that belong there, and the servers the host was logged in at |
+//! | `moves.json` | every move |
+//! | `hostN.findings.json`, `blocks/` | damaged blocks: as found, the writes that belong there, the servers the host was logged in at, and who wrote (the controllable servers log it) |
 //! | `journals/`, `logs/` | of every node |
 //! | `state.txt` | how the cluster stood when everything was over |
 
@@ -162,6 +163,7 @@ fn findings(dir: &Path, lab: &Lab, ran: &Ran, host: u32) -> anyhow::Result<Vec<V
         let at = finding["at"].as_u64().unwrap_or_default();
         all.push(json!({
             "finding": finding,
+            "applied": applied_to(lab, host, offset),
             "us_since_begin": BootNs(at).since(ran.begin) / 1000,
             "found_write": write_of(finding["found"]["seq"].as_u64()),
             "acknowledged_write": write_of(finding["acked"].as_u64()),
@@ -170,6 +172,19 @@ fn findings(dir: &Path, lab: &Lab, ran: &Ran, host: u32) -> anyhow::Result<Vec<V
         }));
     }
     Ok(all)
+}
+
+/// What the controllable servers applied at `offset` of the host's files, last first: `applied.log` has 64-byte records of
+/// time, client, epoch, server, file id, offset, writer, sequence.
+fn applied_to(lab: &Lab, host: u32, offset: u64) -> Vec<Value> {
+    let log = std::fs::read(lab.root().join("export.meta/applied.log")).unwrap_or_default();
+    let records = log.chunks_exact(64).rev();
+    let of = records.filter(|r| word(r, 40) == Some(offset) && word(r, 48) == Some(u64::from(host)));
+    let told = |r: &[u8]| {
+        let field = |nth: usize| word(r, nth * 8);
+        json!({ "at": field(0), "client": field(1), "epoch": field(2), "server": field(3), "file_id": field(4), "seq": field(7) })
+    };
+    of.take(20).map(told).collect()
 }
 
 fn word(block: &[u8], at: usize) -> Option<u64> {

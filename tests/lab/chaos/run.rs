@@ -7,6 +7,7 @@ use super::schedule::{Schedule, Step};
 use crate::control::{ProcessStatus, Request, Status};
 use crate::demo::progress::Progress;
 use crate::handle::{Lab, Report, Writer, wait_for};
+use crate::options::ServerKind;
 use crate::topology::{Node, PAIRS};
 use anyhow::{Context, bail};
 use reroute_agent::clock;
@@ -278,10 +279,28 @@ impl Runner<'_> {
             }
         }
         self.panics()?;
+        self.applied_late()?;
         let journal = self.lab.journal()?;
         let (lab_end, struck) = (clock::now(), self.struck);
         let (violations, notes) = (self.violations, self.notes);
         Ok(Ran { begin, healed, end: lab_end, struck, journal, writes, reports, violations, notes })
+    }
+
+    /// The controllable servers log what they apply: damage that was written over since is seen there.
+    fn applied_late(&mut self) -> anyhow::Result<()> {
+        if self.lab.options().server != ServerKind::Controllable {
+            return Ok(());
+        }
+        let applied = self.lab.applied()?;
+        let count = |what: &str| applied[what].as_u64().with_context(|| format!("no {what} in {applied}"));
+        let (epoch, sequence) = (count("late_epoch")?, count("late_sequence")?);
+        if epoch + sequence > 0 {
+            let what = format!(
+                "the store applied {epoch} writes of an earlier epoch and {sequence} older ones over newer ones"
+            );
+            self.violation(what, None);
+        }
+        Ok(())
     }
 
     /// A panic need not end a process: the logs tell.

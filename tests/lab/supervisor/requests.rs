@@ -183,8 +183,11 @@ impl Supervisor {
                         // Another healing has started it meanwhile.
                         return Ok("runs again already".into());
                     }
-                    self.processes.signal(&process, Signal::CONT)?;
-                    return Ok("continued".into());
+                    if self.processes.signal(&process, Signal::CONT).is_ok() {
+                        return Ok("continued".into());
+                    }
+                    // Policy `kill` ended it at this very moment.
+                    self.processes.wait(&process, Duration::from_secs(2))?;
                 }
                 let status = self.run(self.processes.spec(&process)?)?;
                 Ok(format!("started again, pid {}", status.pid))
