@@ -17,8 +17,12 @@ pub enum Request {
     Status,
     /// -> [`Injected`]
     Fault { name: String, target: Option<String> },
-    /// Undoes what stands (or the one fault named). -> `Vec<String>`, what was done.
-    Heal { name: Option<String> },
+    /// Undoes what stands (or the one fault named, at the one target named). -> `Vec<String>`, what was done.
+    Heal {
+        name: Option<String>,
+        #[serde(default)]
+        target: Option<String>,
+    },
     /// Starts a process in a node. -> [`ProcessStatus`]
     Run { spec: Spec },
     /// Starts a known process again that has ended. -> [`ProcessStatus`]

@@ -13,7 +13,9 @@
 //! | [`control`] | requests and replies on the control socket |
 //! | [`handle`] | [`Lab`]: start, break, heal, wait, read back |
 //! | [`demo`] | the three failures, with a timeline each |
+//! | [`chaos`] | random faults by a seed, under writers on all hosts |
 
+pub mod chaos;
 pub mod control;
 pub mod demo;
 pub mod directory;

@@ -62,6 +62,8 @@ enum Verb {
         id: Id,
         /// Only this fault.
         name: Option<String>,
+        /// Only there.
+        target: Option<String>,
     },
     /// Start a process of the lab again that has ended, e.g. scvm1/agent.
     Start {
@@ -94,6 +96,11 @@ enum Verb {
         /// Where the figures go.
         #[arg(long, default_value = "target/demo.json")]
         json: PathBuf,
+    },
+    /// Break things at random under writers on all hosts; no write may be lost or applied late.
+    Chaos {
+        #[command(flatten)]
+        options: lab::chaos::Options,
     },
     #[command(hide = true)]
     Supervise {
@@ -130,12 +137,15 @@ fn run(verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::Down(id) => verbs::down(&id.id)?,
         Verb::Status { id, json } => verbs::status(&id.id, json)?,
         Verb::Fault { id, name, target } => verbs::fault(&id.id, name.as_deref(), target.as_deref())?,
-        Verb::Heal { id, name } => verbs::heal(&id.id, name)?,
+        Verb::Heal { id, name, target } => verbs::heal(&id.id, name, target)?,
         Verb::Start { id, process } => verbs::start(&id.id, &process)?,
         Verb::Stop { id, process } => verbs::stop(&id.id, &process)?,
         Verb::Logs { id, process } => verbs::logs(&id.id, process.as_deref())?,
         Verb::Exec { id, node, command } => return lab::exec::run(&id.id, &node, &command),
         Verb::Demo { json } => lab::demo::run(&json)?,
+        Verb::Chaos { options } => {
+            lab::chaos::run(&options)?;
+        }
         Verb::Supervise { options, owned } => {
             let well = lab::supervisor::supervise(&options, owned);
             return Ok(if well { ExitCode::SUCCESS } else { ExitCode::FAILURE });

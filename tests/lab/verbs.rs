@@ -92,8 +92,8 @@ pub fn fault(id: &str, name: Option<&str>, target: Option<&str>) -> anyhow::Resu
     Ok(())
 }
 
-pub fn heal(id: &str, name: Option<String>) -> anyhow::Result<()> {
-    let done: Vec<String> = Lab::attach(id)?.ask(&Request::Heal { name })?;
+pub fn heal(id: &str, name: Option<String>, target: Option<String>) -> anyhow::Result<()> {
+    let done: Vec<String> = Lab::attach(id)?.ask(&Request::Heal { name, target })?;
     if done.is_empty() {
         println!("nothing was broken");
     }

@@ -35,6 +35,12 @@ enum Verb {
         #[arg(long, default_value = "target/demo.json")]
         json: PathBuf,
     },
+    /// Break the lab at random under writers on all hosts: `cargo xtask chaos --minutes 10 [--seed N] [--server controllable]`.
+    #[command(disable_help_flag = true)]
+    Chaos {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
     /// Format, lints, unit tests, program tests, lab tests; ends with `N passed, N failed`.
     Test {
         /// Draw 20,000 cases in each property test instead of 256, and 100,000 instead of 5,000 of calls and replies; restart
@@ -72,6 +78,7 @@ fn main() -> ExitCode {
         Verb::Build => workspace::build(false),
         Verb::Lab { args } => lab(&args),
         Verb::Demo { json } => demo(json),
+        Verb::Chaos { args } => chaos(args),
         Verb::Test { long } => stages::run(long),
         Verb::Fuzz { target, seconds, address } => fuzz::run(target, seconds, address),
         Verb::Vm { kernel } => vm::run(kernel),
@@ -96,4 +103,12 @@ fn demo(json: PathBuf) -> anyhow::Result<()> {
     setup::run()?;
     workspace::build(false)?;
     workspace::exec_lab(&["demo".into(), "--json".into(), json.to_string_lossy().into_owned()])
+}
+
+/// Arguments as `reroute-lab chaos --help` lists them.
+fn chaos(args: Vec<String>) -> anyhow::Result<()> {
+    workspace::require_root("the lab")?;
+    setup::run()?;
+    workspace::build(true)?;
+    workspace::exec_lab(&[vec!["chaos".into()], args].concat())
 }

@@ -121,7 +121,7 @@ impl Lab {
     }
     /// Mends everything that stands. Returns what was done.
     pub fn heal(&self) -> anyhow::Result<Vec<String>> {
-        self.ask(&Request::Heal { name: None })
+        self.ask(&Request::Heal { name: None, target: None })
     }
 
     /// Starts a process in a node; `spec.name` is `node/what`.

@@ -60,9 +60,19 @@ pub struct Report {
     #[serde(default)]
     pub reconnects: u64,
     pub longest_gap_ns: u64,
+    /// With `--metadata`.
+    #[serde(default)]
+    pub metadata: Option<serde_json::Value>,
     /// What was found where, in the writer's words.
     #[serde(default)]
     pub findings: Vec<serde_json::Value>,
+}
+
+impl Report {
+    /// Names that are missing, or there against an acknowledgement.
+    pub fn metadata_damage(&self) -> u64 {
+        self.metadata.as_ref().and_then(|m| m["damage"].as_u64()).unwrap_or_default()
+    }
 }
 
 impl Lab {

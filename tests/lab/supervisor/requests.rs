@@ -53,7 +53,7 @@ impl Supervisor {
         Ok(match request {
             Request::Status => to_value(self.status())?,
             Request::Fault { name, target } => to_value(self.inject(&name, target.as_deref())?)?,
-            Request::Heal { name } => to_value(self.heal(name.as_deref())?)?,
+            Request::Heal { name, target } => to_value(self.heal(name.as_deref(), target.as_deref())?)?,
             Request::Run { spec } => to_value(self.run(spec)?)?,
             Request::Start { process } => to_value(self.run(self.processes.spec(&process)?)?)?,
             Request::Signal { process, signal } => {
@@ -110,11 +110,14 @@ impl Supervisor {
         at.with_context(|| format!("cannot set {port}"))
     }
 
-    fn heal(&self, name: Option<&str>) -> anyhow::Result<Vec<String>> {
+    fn heal(&self, name: Option<&str>, target: Option<&str>) -> anyhow::Result<Vec<String>> {
         if let Some(name) = name {
             Fault::find(name)?;
         }
-        let (due, stay) = self.faults().drain(..).partition(|f| name.is_none_or(|n| n == f.name));
+        let (due, stay) = self
+            .faults()
+            .drain(..)
+            .partition(|f| name.is_none_or(|n| n == f.name) && target.is_none_or(|t| t == f.target));
         *self.faults() = stay;
         let mut done = Vec::new();
         for fault in due as Vec<Injected> {
@@ -175,9 +178,16 @@ impl Supervisor {
                     Action::Kill(_) => Some(self.processes.wait(&process, Duration::from_secs(2))),
                     _ => None,
                 };
-                if ended.is_none() && self.processes.status(&process)?.runs() {
-                    self.processes.signal(&process, Signal::CONT)?;
-                    return Ok("continued".into());
+                if self.processes.status(&process)?.runs() {
+                    if ended.is_some() {
+                        // Another healing has started it meanwhile.
+                        return Ok("runs again already".into());
+                    }
+                    if self.processes.signal(&process, Signal::CONT).is_ok() {
+                        return Ok("continued".into());
+                    }
+                    // Policy `kill` ended it at this very moment.
+                    self.processes.wait(&process, Duration::from_secs(2))?;
                 }
                 let status = self.run(self.processes.spec(&process)?)?;
                 Ok(format!("started again, pid {}", status.pid))
