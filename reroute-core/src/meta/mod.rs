@@ -7,11 +7,13 @@
 //! | `requests` | what each message does |
 //! | `login` | one host's login: its record, what was heard since, the orders that follow |
 //! | `moves` | how a login gets from Moving to At: proofs, admission, resends, giving up |
+//! | `wanted` | clients without an agent: where they call, and how often they may move |
 //! | `copies` | messages that came twice |
 //! | `view` | the session health view |
 //!
 //! Sessions live in memory. Logins are records in a store that knows compare-and-set only; a record takes effect
-//! when the store has confirmed it, never before. The master never starts a move by itself.
+//! when the store has confirmed it, never before. The master never starts a move by itself: a host asks for its own,
+//! and for a client without an agent the server does that it calls at.
 
 mod copies;
 mod login;
@@ -22,8 +24,10 @@ mod sessions;
 #[cfg(test)]
 mod tests;
 mod view;
+mod wanted;
 
 pub use record::{Holder, Record, Versioned};
+pub use wanted::Agentless;
 
 use crate::ids::*;
 use crate::proto::*;
@@ -46,6 +50,7 @@ pub struct Settings {
     /// The longest lease anybody may hold: waited for after a start, before expiry proves anything.
     pub longest_session_ns: u64,
     pub affirm_ns: u64,
+    pub agentless: Agentless,
     pub planned_drain_ns: u64,
     /// Orders go out again after this until they are answered.
     pub resend_ns: u64,
@@ -109,8 +114,11 @@ impl SessionMaster {
     /// `stored`: every login the store holds. Those of hosts that are configured no more are kept and not touched.
     pub fn new(settings: Settings, mut stored: BTreeMap<HostId, Versioned>, now: BootNs) -> SessionMaster {
         let sessions = settings.scvms.iter().map(|s| (s.id, Session::absent(now))).collect();
-        let hosts =
-            settings.hosts.iter().map(|h| (h.id, HostLogin::new(stored.remove(&h.id), now))).collect();
+        let hosts = settings
+            .hosts
+            .iter()
+            .map(|h| (h.id, HostLogin::new(stored.remove(&h.id), h.has_agent, now)))
+            .collect();
         SessionMaster { settings, started: now, sessions, hosts, copies: BTreeMap::new(), generation: 0 }
     }
 

@@ -183,6 +183,7 @@ impl SessionMaster {
 
     pub(super) fn store_done(&mut self, id: HostId, version: u64, now: BootNs, out: &mut Vec<Effect>) {
         let (term, resend) = (self.settings.term, self.settings.resend_ns);
+        let agentless = &self.settings.agentless;
         let Some(host) = self.hosts.get_mut(&id) else { return };
         let Some(Storing { record, .. }) = host.storing.take() else { return };
         let new_epoch = record.epoch() != host.epoch();
@@ -201,6 +202,9 @@ impl SessionMaster {
             }
             LoginState::Moving { to, epoch, planned, .. } if new_epoch => {
                 host.since = now;
+                if let Some(from) = from.filter(|_| !host.has_agent) {
+                    host.calls.charge(agentless, from, to, now);
+                }
                 // Proofs name server and epoch: those that the new record asks for still hold.
                 let proofs = std::mem::take(&mut host.facts.proofs);
                 host.facts = Facts { proofs, ..Facts::default() };
@@ -302,7 +306,9 @@ impl SessionMaster {
         let Some(host) = self.hosts.get(&id) else { return };
         let Some(record) = host.record() else { return };
         let from = record.from;
+        let (has_agent, lease) = (host.has_agent, self.lease_of(host.has_agent));
         let affirmed = match (from, host.released) {
+            _ if !has_agent => false,
             // Never told At before this: never affirmed anybody.
             (None, _) => false,
             (Some(from), Some((epoch, heard))) => {
@@ -312,14 +318,15 @@ impl SessionMaster {
         };
         let open: Vec<Fencing> = record.required().filter(|f| !host.is_proven(f)).cloned().collect();
         for f in open {
-            let proof = if from.is_some_and(|from| f.scvm != from.scvm && f.epoch > from.epoch) {
+            // A client without an agent calls at the target before that is admitted, and is served from then on.
+            let proof = if has_agent && from.is_some_and(|from| f.scvm != from.scvm && f.epoch > from.epoch) {
                 FenceProof::NeverServed
             } else if !affirmed && self.policy(f.scvm) == Some(FencePolicy::Storage) {
                 FenceProof::LeaseExpiredStorage
             } else {
                 continue;
             };
-            if self.session_expired(f.scvm, now) {
+            if self.session_expired(f.scvm, lease, now) {
                 let _ = self.prove(id, f.scvm, f.epoch, proof, now, out);
             }
         }

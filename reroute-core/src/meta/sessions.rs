@@ -83,11 +83,12 @@ impl SessionMaster {
         with_drift(self.settings.session_ns)
     }
 
-    /// Whether no lease that this SCVM got from Meta, in this term or an earlier one, can still be running.
-    pub(super) fn session_expired(&self, scvm: ScvmId, now: BootNs) -> bool {
+    /// Whether no lease of this length that this SCVM got from Meta, in this term or an earlier one, can still be
+    /// running.
+    pub(super) fn session_expired(&self, scvm: ScvmId, lease: u64, now: BootNs) -> bool {
         let earlier_terms = now.since(self.started) > with_drift(self.settings.longest_session_ns);
         let this_term = match self.sessions.get(&scvm).and_then(|s| s.renewed) {
-            Some(renewed) => now.since(renewed) > self.lapses_after(),
+            Some(renewed) => now.since(renewed) > with_drift(lease),
             None => true,
         };
         earlier_terms && this_term
