@@ -33,6 +33,9 @@ impl Event {
 const _: () = assert!(size_of::<Event>() == 48);
 crate::pod!(Event);
 
+/// Events of a client that waits to be served come at most this often, ns.
+pub const WANTED_GAP: u64 = 100_000_000;
+
 pub mod way {
     /// From the client.
     pub const IN: u32 = 0;
@@ -66,4 +69,9 @@ pub mod kind {
     pub const ZERO_WINDOW_END: u32 = 14;
     /// A RST ended a connection.
     pub const RESET: u32 = 15;
+    /// A client without an agent calls on an established connection, and is not served here; `limit` is the epoch of
+    /// its word. At most one such event per client and [`super::WANTED_GAP`].
+    pub const LOGIN_WANTED: u32 = 16;
+    /// The same, on a connection whose beginning was not seen here: that it comes from the client cannot be told.
+    pub const LOGIN_WANTED_UNSEEN: u32 = 17;
 }

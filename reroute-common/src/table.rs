@@ -148,6 +148,8 @@ pub struct Client {
     pub orphans: u32,
     /// Epoch whose first reply has been reported.
     pub first_reply_epoch: u64,
+    /// When it was last reported that this client calls and is not served here, boot ns; clients without an agent only.
+    pub wanted_at: u64,
 
     /// From here on: what is not counted in a line of [`crate::flow::Flow`]. The client's totals are the sum of both.
     pub rx_packets: u64,
@@ -173,7 +175,7 @@ pub struct Client {
     pub latency: [[u64; LATENCY_BUCKETS]; class::COUNT],
 }
 const _: () =
-    assert!(size_of::<Client>() == 80 + 8 * (9 + 8 + 2 + 5 + 5 + 2) + 8 * LATENCY_BUCKETS * class::COUNT);
+    assert!(size_of::<Client>() == 88 + 8 * (9 + 8 + 2 + 5 + 5 + 2) + 8 * LATENCY_BUCKETS * class::COUNT);
 
 /// The server as a whole (map SERVER, one entry). Written by programs only.
 #[repr(C)]

@@ -125,7 +125,8 @@ impl ScvmInfo {
     }
 }
 
-/// A host and its three addresses.
+/// A client: a host and its three addresses, or a plain NFS client, which has no private one (unspecified) and no SCVM
+/// of its own (id 0).
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct HostInfo {
     pub id: HostId,
@@ -134,6 +135,8 @@ pub struct HostInfo {
     pub storage: IpAddr,
     pub management: IpAddr,
     pub local_scvm: ScvmId,
+    /// It sends pulses and moves its own route. Without: its next hop is changed by others, and its packets tell where.
+    pub has_agent: bool,
 }
 
 /// How calls that a server had accepted are kept from running after the move (design §6).

@@ -38,6 +38,9 @@ pub enum ToMeta {
     FenceWaits { host: HostId, epoch: Epoch, in_progress: u32, orphans: u32, why: String },
     /// The host is served here from now on (or `error` says why not).
     Admitted { host: HostId, epoch: Epoch, error: Option<String> },
+    /// A client without an agent calls here on an established connection, and is held back: its login is wanted here.
+    /// Repeated while it does. `age_ns`: since its last call; `closed`: up to this epoch it is not admitted here.
+    LoginWanted { host: HostId, closed: Epoch, connections: u32, age_ns: u64 },
 
     // --- from a host ---
     /// After start, after each reconnect of the push stream, and every second.
@@ -119,6 +122,14 @@ pub enum Refusal {
     Store { why: String },
     #[error("this message is not for a {node} to send")]
     WrongSender { node: NodeId },
+    #[error(
+        "{host} is configured without an agent (`agent = false`): stop the one that runs there, or correct its entry on every node"
+    )]
+    WithoutAgent { host: HostId },
+    #[error(
+        "{host} is configured with an agent, which moves its login itself: correct its entry on this SCVM, or on Meta"
+    )]
+    WithAgent { host: HostId },
     #[error("{proof:?} is not {node}'s to give under its fence policy: correct `policy` or the sender")]
     ProofNotAllowed { node: NodeId, proof: FenceProof },
     #[error("message {seq} is too old to be told from a copy: send it anew")]
@@ -181,6 +192,9 @@ pub struct ServerHealth {
     pub clients: u32,
     pub connections: u32,
     pub calls_waiting: u32,
+    /// Clients without an agent that call here and are not served.
+    #[serde(default)]
+    pub held_clients: u32,
 }
 
 /// A piece of evidence, with who saw it. Times are the observer's own clock.
@@ -405,4 +419,24 @@ pub struct HostView {
     /// Last report, and its age; none yet: the host's agent has not been heard in this term.
     pub report: Option<HostReport>,
     pub report_age_ns: Option<u64>,
+    #[serde(default = "has_agent")]
+    pub has_agent: bool,
+    /// Of a client without an agent: where it calls, and waits to be served.
+    #[serde(default)]
+    pub wants: Option<WantView>,
+}
+
+fn has_agent() -> bool {
+    true
+}
+
+/// A client without an agent that waits to be served where it calls.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct WantView {
+    pub scvm: ScvmId,
+    pub connections: u32,
+    /// Since it was first heard of, ns.
+    pub age_ns: u64,
+    /// It alternates between servers: its login does not move before this time is over, ns.
+    pub slowed_ns: Option<u64>,
 }

@@ -3,6 +3,7 @@
 use crate::cell::Shared;
 use crate::flow;
 use crate::follow::{self, Place, Segment};
+use crate::hold::{self, fate};
 use crate::maps::{self, Tables};
 use crate::packet::Packet;
 use crate::parse::{End, Frame, Glance, Kind, NOWHERE, fill, glance, parse, tcp};
@@ -107,12 +108,15 @@ fn quickly<P: Packet>(packet: P, frame: &mut Frame) -> u32 {
     }
     if mode != mode::BYPASS
         && let Some(reason) = admit::refusal(client, server, slot, now)
-        && refuse(packet, frame, client, mode, reason)
     {
-        if brings.completes {
-            at!(client.in_progress).decrease(1);
+        // What may be held back is judged where there is room for it.
+        let apart = hold::applies(client, slot, mode);
+        if apart || refuse(packet, frame, client, mode, reason) {
+            if brings.completes {
+                at!(client.in_progress).decrease(1);
+            }
+            return if apart { index } else { quick::DROP };
         }
-        return quick::DROP;
     }
     let rx = at!(line.rx);
     count(line, packet.segments(), frame, tick);
@@ -252,7 +256,17 @@ fn whole<P: Packet>(packet: P, frame: &Frame, index: u32) -> Verdict {
         _ => admit::refusal(client, server, slot, now),
     };
     let mut verdict = Verdict::Pass;
-    if let Some(reason) = refusal
+    let fate = match refusal {
+        None => fate::FOLLOW,
+        Some(_) if frame.kind == Kind::Tcp && hold::applies(client, slot, mode) => {
+            hold::judge(packet.context(), frame, slot, index, now)
+        }
+        Some(_) => fate::DROP,
+    };
+    if fate == fate::PASS {
+        apart(packet, frame, client);
+    } else if fate == fate::DROP
+        && let Some(reason) = refusal
         && refuse(packet, frame, client, mode, reason)
     {
         verdict = Verdict::Drop;

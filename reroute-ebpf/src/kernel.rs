@@ -4,7 +4,7 @@ use crate::cell::{Shared, opaque};
 use crate::packet::{Bytes, HEAD, Packet};
 use crate::parse::{Frame, tcp};
 use aya_ebpf::bindings::{
-    __sk_buff, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1,
+    __sk_buff, bpf_sock, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1,
     bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2, xdp_md,
 };
 use aya_ebpf::helpers::generated as helpers;
@@ -235,9 +235,14 @@ impl Packet for SkbPacket {
     }
 }
 
-/// State of the socket that would take a segment, as `TCP_*` numbers it; 0: none. `len`: of the tuple, IPv4's or IPv6's.
+/// What `look` says of the socket that would take a segment; 0: none. `len`: of the tuple, IPv4's or IPv6's.
 #[inline(always)]
-fn socket_state(context: *mut c_void, tuple: &mut bpf_sock_tuple, len: u32) -> u32 {
+fn socket<F: Fn(*mut bpf_sock) -> u32>(
+    context: *mut c_void,
+    tuple: &mut bpf_sock_tuple,
+    len: u32,
+    look: F,
+) -> u32 {
     // SAFETY: the tuple is filled to `len`; the reference is given back before anything else happens.
     unsafe {
         let socket = helpers::bpf_skc_lookup_tcp(
@@ -250,14 +255,23 @@ fn socket_state(context: *mut c_void, tuple: &mut bpf_sock_tuple, len: u32) -> u
         if socket.is_null() {
             return 0;
         }
-        let state = (*socket).state;
+        let found = look(socket);
         helpers::bpf_sk_release(socket.cast());
-        state
+        found
     }
+}
+
+/// Its state, as `TCP_*` numbers it.
+#[inline(always)]
+fn state(socket: *mut bpf_sock) -> u32 {
+    // SAFETY: called for a socket that is held.
+    unsafe { (*socket).state }
 }
 
 const TCP_ESTABLISHED: u32 = 1;
 const TCP_SYN_RECV: u32 = 3;
+const TCP_TIME_WAIT: u32 = 6;
+const TCP_CLOSE: u32 = 7;
 const TCP_NEW_SYN_RECV: u32 = 12;
 const TCP_LISTEN: u32 = 10;
 
@@ -272,8 +286,18 @@ fn quarters(address: &[u8; 16]) -> [u32; 4] {
 }
 
 #[inline(always)]
-fn look_up(context: *mut c_void, remote: (&[u8; 16], u16), local: (&[u8; 16], u16)) -> u32 {
-    let ipv4 = quarter(local.0, 0) | quarter(local.0, 1) == 0 && quarter(local.0, 2) == 0xffff_u32.to_be();
+fn is_ipv4(address: &[u8; 16]) -> bool {
+    quarter(address, 0) | quarter(address, 1) == 0 && quarter(address, 2) == 0xffff_u32.to_be()
+}
+
+#[inline(always)]
+fn look_up<F: Fn(*mut bpf_sock) -> u32>(
+    context: *mut c_void,
+    remote: (&[u8; 16], u16),
+    local: (&[u8; 16], u16),
+    look: F,
+) -> u32 {
+    let ipv4 = is_ipv4(local.0);
     // SAFETY: integers: zeros are a value.
     let mut tuple: bpf_sock_tuple = unsafe { core::mem::zeroed() };
     if ipv4 {
@@ -283,7 +307,7 @@ fn look_up(context: *mut c_void, remote: (&[u8; 16], u16), local: (&[u8; 16], u1
             sport: remote.1.to_be(),
             dport: local.1.to_be(),
         };
-        socket_state(context, &mut tuple, 12)
+        socket(context, &mut tuple, 12, look)
     } else {
         tuple.__bindgen_anon_1.ipv6 = bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 {
             saddr: quarters(remote.0),
@@ -291,14 +315,14 @@ fn look_up(context: *mut c_void, remote: (&[u8; 16], u16), local: (&[u8; 16], u1
             sport: remote.1.to_be(),
             dport: local.1.to_be(),
         };
-        socket_state(context, &mut tuple, 36)
+        socket(context, &mut tuple, 36, look)
     }
 }
 
 /// Whether somebody listens on the service address and port (host order). Not inlined: as above.
 #[inline(never)]
 pub fn listening(context: *mut c_void, address: &[u8; 16], port: u16) -> bool {
-    look_up(context, (&[0; 16], 0), (address, port)) == TCP_LISTEN
+    look_up(context, (&[0; 16], 0), (address, port), state) == TCP_LISTEN
 }
 
 /// Whether an established socket takes this segment, or, where it has bytes, one that those will establish: they may
@@ -307,7 +331,74 @@ pub fn listening(context: *mut c_void, address: &[u8; 16], port: u16) -> bool {
 #[inline(never)]
 pub fn established(context: *mut c_void, frame: &Frame) -> bool {
     let key = &frame.key;
-    let state = look_up(context, (&key.remote, key.remote_port), (&key.local, key.local_port));
+    let state = look_up(context, (&key.remote, key.remote_port), (&key.local, key.local_port), state);
     let has_bytes = frame.payload_len > 0 && frame.flags & (tcp::SYN | tcp::RST) == 0;
     state == TCP_ESTABLISHED || (has_bytes && (state == TCP_SYN_RECV || state == TCP_NEW_SYN_RECV))
+}
+
+/// What takes a segment with bytes.
+pub mod taker {
+    /// Nothing that would accept them: the kernel answers with a RST, or not at all.
+    pub const NOBODY: u32 = 1;
+    /// A connection that is established, or that this very segment establishes (it has a valid SYN cookie).
+    pub const CONNECTION: u32 = 2;
+    /// One that opens or ends.
+    pub const OTHER: u32 = 3;
+}
+
+/// One of [`taker`]. Not inlined: as above.
+#[inline(never)]
+pub fn taker(context: *mut c_void, frame: &Frame) -> u32 {
+    let key = &frame.key;
+    let look = |socket: *mut bpf_sock| match state(socket) {
+        TCP_ESTABLISHED => taker::CONNECTION,
+        TCP_LISTEN if has_cookie(socket, frame) => taker::CONNECTION,
+        TCP_LISTEN | TCP_TIME_WAIT | TCP_CLOSE => taker::NOBODY,
+        _ => taker::OTHER,
+    };
+    match look_up(context, (&key.remote, key.remote_port), (&key.local, key.local_port), look) {
+        0 => taker::NOBODY,
+        found => found,
+    }
+}
+
+/// Whether this listener would make a connection of the segment by its SYN cookie. The helper reads addresses, ports and
+/// numbers alone: headers are made for it, whatever options the segment's own have.
+#[inline(always)]
+fn has_cookie(socket: *mut bpf_sock, frame: &Frame) -> bool {
+    let key = &frame.key;
+    let ports = u32::from_ne_bytes([
+        (key.remote_port >> 8) as u8,
+        key.remote_port as u8,
+        (key.local_port >> 8) as u8,
+        key.local_port as u8,
+    ]);
+    // Data offset 5; ACK and no other flag of those that the helper looks at.
+    let flags = u32::from_be(0x5000_0000 | (frame.flags as u32) << 16);
+    let mut tcp = [ports, frame.sequence.to_be(), frame.acknowledgment.to_be(), flags, 0];
+    let len = size_of_val(&tcp) as u32;
+    let tcp = tcp.as_mut_ptr().cast();
+    // SAFETY: the socket is held, and both headers are as long as is said.
+    let valid = unsafe {
+        if is_ipv4(&key.local) {
+            let mut ip = [u32::from_be(0x4500_0000), 0, 0, quarter(&key.remote, 3), quarter(&key.local, 3)];
+            helpers::bpf_tcp_check_syncookie(socket.cast(), ip.as_mut_ptr().cast(), 20, tcp, len)
+        } else {
+            let (remote, local) = (quarters(&key.remote), quarters(&key.local));
+            let mut ip = [
+                u32::from_be(0x6000_0000),
+                0,
+                remote[0],
+                remote[1],
+                remote[2],
+                remote[3],
+                local[0],
+                local[1],
+                local[2],
+                local[3],
+            ];
+            helpers::bpf_tcp_check_syncookie(socket.cast(), ip.as_mut_ptr().cast(), 40, tcp, len)
+        }
+    };
+    valid == 0
 }

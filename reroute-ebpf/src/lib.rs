@@ -14,6 +14,7 @@ pub mod egress;
 pub mod flow;
 pub mod follow;
 pub mod held;
+pub mod hold;
 pub mod ingress;
 pub mod kernel;
 pub mod listener;

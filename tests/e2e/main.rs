@@ -2,6 +2,7 @@
 //! at a time: each uses the whole machine.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod agentless;
 mod chaos;
 mod doctor;
 mod failover;

@@ -2,7 +2,7 @@
 
 use reroute_core::ids::FencePolicy;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The access servers of the lab.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -39,6 +39,9 @@ pub struct Options {
     pub timing: BTreeMap<String, u64>,
     /// Start the agents too.
     pub agents: bool,
+    /// Hosts without an agent (ESXi, to the rest of the lab): their routes are the test's to set.
+    #[serde(default)]
+    pub agentless: BTreeSet<u32>,
     /// `REROUTE_LOG` of the agents.
     pub log: String,
     /// The controllable server's store refuses writes of a former owner. Off: to see what that is good for.
@@ -54,6 +57,7 @@ impl Default for Options {
             mode: None,
             timing: BTreeMap::new(),
             agents: true,
+            agentless: BTreeSet::new(),
             log: "info".into(),
             storage_check: true,
         }
@@ -79,6 +83,10 @@ impl Options {
     }
     pub fn without_agents(mut self) -> Options {
         self.agents = false;
+        self
+    }
+    pub fn agentless(mut self, host: u32) -> Options {
+        self.agentless.insert(host);
         self
     }
     pub fn fence_policy(&self) -> FencePolicy {

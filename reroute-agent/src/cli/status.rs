@@ -4,7 +4,7 @@ use super::{Common, Output};
 use crate::service;
 use axum::http::Method;
 use reroute_core::ids::{HostId, MS, SEC, ScvmId};
-use reroute_core::proto::{ClusterView, LoginState, SessionState};
+use reroute_core::proto::{ClusterView, LoginState, SessionState, WantView};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -82,6 +82,9 @@ fn warnings(status: &Status) -> Vec<String> {
     }
     let Some(view) = &status.view else { return all };
     for s in &view.sessions {
+        if s.health.held_clients > 0 {
+            all.push(format!("{}: {} clients without an agent are held back", s.name, s.health.held_clients));
+        }
         if s.health.bypass {
             all.push(format!("{}: bypass: one-writer is suspended", s.name));
         }
@@ -90,7 +93,15 @@ fn warnings(status: &Status) -> Vec<String> {
         }
     }
     for h in &view.hosts {
+        if let Some(WantView { scvm, age_ns, slowed_ns: Some(wait), .. }) = &h.wants {
+            let (at, age, wait) = (Names(view).scvm(*scvm), time(*age_ns), time(*wait));
+            all.push(format!(
+                "{}: alternates between servers: it has waited at {at} for {age}, and goes on after {wait}",
+                h.name
+            ));
+        }
         match (&h.report, h.report_age_ns) {
+            _ if !h.has_agent => {}
             (None, _) => all.push(format!("{}: no agent heard: this host has no failover", h.name)),
             (_, Some(age)) if age > 5 * SEC => {
                 all.push(format!("{}: agent not heard for {}", h.name, time(age)));
@@ -148,6 +159,19 @@ fn logins(view: &ClusterView, names: &Names) -> String {
 
 fn hosts(view: &ClusterView, names: &Names) -> String {
     let rows = view.hosts.iter().map(|h| {
+        if !h.has_agent {
+            let wants = h.wants.as_ref().map(|w| {
+                format!(
+                    "calls at {} ({} connections) for {}",
+                    names.scvm(w.scvm),
+                    w.connections,
+                    time(w.age_ns)
+                )
+            });
+            let dash = || "-".to_string();
+            let reason = wants.unwrap_or_default();
+            return vec![h.name.clone(), dash(), dash(), dash(), "no agent".into(), dash(), reason];
+        }
         let Some(r) = &h.report else {
             return vec![
                 h.name.clone(),

@@ -1,6 +1,8 @@
 //! What a configuration must hold beyond its syntax.
 
 use super::{Config, ConfigError};
+use reroute_core::ids::HostId;
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 impl Config {
@@ -31,10 +33,8 @@ impl Config {
                 return Err(self.bad("cluster.scvms.id", format!("{}: ids start at 1 and are unique", s.id)));
             }
         }
+        self.check_ids()?;
         for h in &c.hosts {
-            if h.id.0 == 0 || c.hosts.iter().filter(|o| o.id == h.id).count() > 1 {
-                return Err(self.bad("cluster.hosts.id", format!("{}: ids start at 1 and are unique", h.id)));
-            }
             if c.scvm(h.local_scvm).is_none() {
                 return Err(self.bad(
                     "cluster.hosts.local_scvm",
@@ -54,6 +54,8 @@ impl Config {
             ("timing.unacked_ms", t.unacked_ms),
             ("timing.unanswered_floor_ms", t.unanswered_floor_ms),
             ("timing.null_rpc_ms", t.null_rpc_ms),
+            ("timing.client_moves", t.client_moves.into()),
+            ("timing.client_move_every_ms", t.client_move_every_ms),
         ] {
             if value == 0 {
                 return Err(self.bad(key, "must be more than 0"));
@@ -81,6 +83,7 @@ impl Config {
         for (key, lease, beat) in [
             ("timing.affirm_ms", t.affirm_ms, t.pulse_ms),
             ("timing.session_ms", t.session_ms, t.keepalive_ms),
+            ("timing.session_no_agent_ms", t.session_no_agent_ms, t.keepalive_ms),
             ("timing.path_lost_ms", t.path_lost_ms, t.pulse_ms),
         ] {
             if lease < 3 * beat {
@@ -90,18 +93,59 @@ impl Config {
         Ok(())
     }
 
+    /// Hosts and clients are of one kind: an id is one login.
+    fn check_ids(&self) -> Result<(), ConfigError> {
+        let c = &self.cluster;
+        let hosts = c.hosts.iter().map(|h| ("cluster.hosts.id", h.id, &h.name));
+        let clients = c.clients.iter().map(|x| ("cluster.clients.id", x.id, &x.name));
+        let mut seen: BTreeMap<HostId, &String> = BTreeMap::new();
+        for (key, id, name) in hosts.chain(clients) {
+            if id.0 == 0 {
+                return Err(self.bad(key, format!("{id} ({name}): ids start at 1: give it another")));
+            }
+            if let Some(other) = seen.insert(id, name) {
+                let why = format!(
+                    "{id} is both {other} and {name}: hosts and clients share one id space; ids are unique, so \
+                     give one of them another (never one that was in use before: its login stands in the store)"
+                );
+                return Err(self.bad(key, why));
+            }
+        }
+        match c.clients.iter().find(|x| x.storage.is_none() && x.management.is_none()) {
+            Some(x) => {
+                let why = format!("{} has no address: give it storage, management, or both", x.name);
+                Err(self.bad("cluster.clients", why))
+            }
+            None => Ok(()),
+        }
+    }
+
     /// An address stands for one node: two that claim it could be taken for each other.
     fn check_addresses(&self) -> Result<(), ConfigError> {
         let c = &self.cluster;
         let hosts = c.hosts.iter().flat_map(|h| [(h.storage, &h.name), (h.management, &h.name)]);
+        let clients = c
+            .clients
+            .iter()
+            .flat_map(|x| x.storage.into_iter().chain(x.management).map(move |address| (address, &x.name)));
         let scvms = c.scvms.iter().flat_map(|s| [(s.storage, &s.name), (s.management, &s.name)]);
         let mut seen: Vec<(Ipv4Addr, &String)> = Vec::new();
-        for (address, name) in hosts.chain(scvms) {
+        for (address, name) in hosts.chain(clients).chain(scvms) {
             if let Some((_, other)) = seen.iter().find(|(a, _)| *a == address) {
-                return Err(self.bad("cluster", format!("{address} is claimed by both {other} and {name}")));
+                let why = format!(
+                    "{address} is claimed by both {other} and {name}: packets from it could be either's; correct \
+                     the one that has another (see `ip address` there)"
+                );
+                return Err(self.bad("cluster", why));
             }
             if address == c.service_address {
                 return Err(self.bad("cluster", format!("{address} of {name} is the service address")));
+            }
+            if c.hosts.iter().any(|h| h.private == address) {
+                let why = format!(
+                    "{address} of {name} is a private address of hosts: it names every SCVM's own host, nobody else"
+                );
+                return Err(self.bad("cluster", why));
             }
             seen.push((address, name));
         }

@@ -59,6 +59,9 @@ pub struct Cluster {
     /// Every address Meta answers on: agents use all of them.
     pub meta: Vec<SocketAddr>,
     pub hosts: Vec<HostEntry>,
+    /// NFS clients that are no hosts of the cluster.
+    #[serde(default)]
+    pub clients: Vec<ClientEntry>,
     pub scvms: Vec<ScvmEntry>,
 }
 
@@ -75,8 +78,25 @@ impl Cluster {
     pub fn scvm_infos(&self) -> Vec<ScvmInfo> {
         self.scvms.iter().map(ScvmEntry::info).collect()
     }
+    /// Hosts, and clients that are none.
     pub fn host_infos(&self) -> Vec<HostInfo> {
-        self.hosts.iter().map(HostEntry::info).collect()
+        self.hosts.iter().map(HostEntry::info).chain(self.clients.iter().map(ClientEntry::info)).collect()
+    }
+    /// Every client, with the addresses that `scvm` knows it by.
+    pub fn clients_at(&self, scvm: ScvmId) -> Vec<ClientAt<'_>> {
+        let hosts = self.hosts.iter().map(|h| ClientAt {
+            id: h.id,
+            name: &h.name,
+            has_agent: h.agent,
+            addresses: h.addresses_at(scvm),
+        });
+        let clients = self.clients.iter().map(|c| ClientAt {
+            id: c.id,
+            name: &c.name,
+            has_agent: false,
+            addresses: c.addresses(),
+        });
+        hosts.chain(clients).collect()
     }
 }
 
@@ -89,6 +109,54 @@ pub struct HostEntry {
     pub storage: Ipv4Addr,
     pub management: Ipv4Addr,
     pub local_scvm: ScvmId,
+    /// False: no agent runs there (ESXi); others change its next hop, and its packets tell where it is.
+    #[serde(default = "HostEntry::default_agent")]
+    pub agent: bool,
+}
+
+/// An NFS client without an agent that is no host of the cluster. Its id is of the same kind as a host's.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClientEntry {
+    pub id: HostId,
+    pub name: String,
+    /// On one of the two networks at least.
+    pub storage: Option<Ipv4Addr>,
+    pub management: Option<Ipv4Addr>,
+}
+
+impl ClientEntry {
+    pub fn info(&self) -> HostInfo {
+        let address = |a: Option<Ipv4Addr>| a.unwrap_or(Ipv4Addr::UNSPECIFIED).into();
+        HostInfo {
+            id: self.id,
+            name: self.name.clone(),
+            private: Ipv4Addr::UNSPECIFIED.into(),
+            storage: address(self.storage),
+            management: address(self.management),
+            local_scvm: ScvmId(0),
+            has_agent: false,
+        }
+    }
+    fn addresses(&self) -> Vec<(Network, Ipv4Addr)> {
+        let storage = self.storage.map(|at| (Network::Storage, at));
+        storage.into_iter().chain(self.management.map(|at| (Network::Management, at))).collect()
+    }
+}
+
+/// A client as one SCVM knows it.
+#[derive(Debug, Clone)]
+pub struct ClientAt<'a> {
+    pub id: HostId,
+    pub name: &'a str,
+    pub has_agent: bool,
+    pub addresses: Vec<(Network, Ipv4Addr)>,
+}
+
+impl HostEntry {
+    fn default_agent() -> bool {
+        true
+    }
 }
 
 impl HostEntry {
@@ -100,6 +168,7 @@ impl HostEntry {
             storage: self.storage.into(),
             management: self.management.into(),
             local_scvm: self.local_scvm,
+            has_agent: self.agent,
         }
     }
     pub fn address(&self, network: Network) -> Ipv4Addr {
@@ -262,6 +331,10 @@ pub struct Timing {
     /// A Meta leader acts as one for this long after it asked the store for the last confirmation that came true.
     pub leader_ms: u64,
     pub affirm_ms: u64,
+    /// A client without an agent may change its server so many times in a row, ...
+    pub client_moves: u32,
+    /// ... and then once in this time.
+    pub client_move_every_ms: u64,
     /// A call older than this raises `unanswered`, of a client whose own latency is not known yet.
     pub unanswered_ms: u64,
     /// The limit that follows from a client's latency is never below this ...
@@ -296,6 +369,8 @@ impl Default for Timing {
             session_no_agent_ms: 8000,
             leader_ms: 300,
             affirm_ms: 100,
+            client_moves: 3,
+            client_move_every_ms: 30_000,
             unanswered_ms: 50,
             unacked_ms: 500,
             unanswered_floor_ms: 10,
@@ -371,6 +446,14 @@ impl Config {
     pub fn host(&self) -> Result<&Host, ConfigError> {
         let host = self.host.as_ref().ok_or_else(|| self.no_section("host"))?;
         match self.cluster.host(host.id) {
+            Some(entry) if !entry.agent => Err(self.bad(
+                "host.id",
+                format!(
+                    "{} ({}) is configured with agent = false: start no agent here, or correct its entry in \
+                     [[cluster.hosts]] on every node",
+                    host.id, entry.name
+                ),
+            )),
             Some(_) => Ok(host),
             None => Err(self.bad("host.id", format!("{} is not among [[cluster.hosts]]", host.id))),
         }
@@ -430,6 +513,7 @@ mod tests {
             storage: [10, 10, 85, 10 + id as u8].into(),
             management: [192, 168, 85, 10 + id as u8].into(),
             local_scvm: ScvmId(local),
+            agent: true,
         };
         let private = |host: HostEntry| {
             host.addresses_at(ScvmId(1)).iter().any(|(network, _)| *network == Network::Private)

@@ -1,5 +1,6 @@
 //! Facts in, findings out. Pure.
 
+mod clients;
 mod host;
 mod machine;
 mod meta;
@@ -40,6 +41,7 @@ pub fn check(facts: &Facts) -> Vec<Finding> {
     if let Some(host) = &facts.host {
         host::check(host, &mut out);
     }
+    clients::check(&facts.clients, &mut out);
     if let Some(role) = &facts.meta_role {
         meta::check(role, &mut out);
     }

@@ -21,7 +21,17 @@ pub struct Facts {
     pub meta: Vec<MetaAddress>,
     pub scvm: Option<Scvm>,
     pub host: Option<Host>,
+    pub clients: Clients,
     pub meta_role: Option<MetaRole>,
+}
+
+/// What the configuration says of clients without an agent.
+#[derive(Clone, Debug, Default)]
+pub struct Clients {
+    /// Their names.
+    pub without_agent: Vec<String>,
+    /// SCVMs whose loss is covered by no storage that refuses the old owner, and their policies.
+    pub unfenced: Vec<(String, FencePolicy)>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]

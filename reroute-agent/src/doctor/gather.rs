@@ -11,7 +11,7 @@ use crate::sensor::{self, Attachment};
 use crate::service;
 use anyhow::Context;
 use axum::http::Method;
-use reroute_core::ids::Network;
+use reroute_core::ids::{FencePolicy, Network};
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::os::unix::fs::MetadataExt;
@@ -70,6 +70,7 @@ pub(super) fn gather(config: &Config) -> anyhow::Result<Facts> {
         meta: config.cluster.meta.iter().map(|address| meta_address(config, *address)).collect(),
         scvm: scvm.map(|scvm| scvm_facts(config, scvm, &net)).transpose()?,
         host: host.map(|host| host_facts(config, host, &net)).transpose()?,
+        clients: clients(config),
         meta_role: meta.map(|meta| meta_facts(config, meta, &net)),
     })
 }
@@ -105,6 +106,23 @@ fn meta_address(config: &Config, address: SocketAddr) -> MetaAddress {
         address,
         reached: TcpStream::connect_timeout(&address, CONNECT).map(drop).map_err(|e| e.to_string()),
         in_scvm: scvm.map(|s| s.name.clone()).or(service.then(|| "every SCVM".into())),
+    }
+}
+
+fn clients(config: &Config) -> Clients {
+    let scvms = config.cluster.scvms.iter();
+    Clients {
+        without_agent: config
+            .cluster
+            .host_infos()
+            .into_iter()
+            .filter(|h| !h.has_agent)
+            .map(|h| h.name)
+            .collect(),
+        unfenced: scvms
+            .filter(|s| s.server.policy != FencePolicy::Storage)
+            .map(|s| (s.name.clone(), s.server.policy))
+            .collect(),
     }
 }
 

@@ -55,9 +55,10 @@ impl Gate {
         let status = match reply {
             MetaReply::Refused { error } => match error {
                 Refusal::Version { .. } => StatusCode::BAD_REQUEST,
-                Refusal::Cluster { .. } | Refusal::UnknownNode { .. } | Refusal::WrongSender { .. } => {
-                    StatusCode::FORBIDDEN
-                }
+                Refusal::Cluster { .. }
+                | Refusal::UnknownNode { .. }
+                | Refusal::WrongSender { .. }
+                | Refusal::WithoutAgent { .. } => StatusCode::FORBIDDEN,
                 _ => StatusCode::CONFLICT,
             },
             _ => StatusCode::OK,

@@ -130,6 +130,7 @@ pub fn reason(refusal: &Refusal) -> &'static str {
         Refusal::MoveInProgress { .. } => "move_in_progress",
         Refusal::Store { .. } => "store",
         Refusal::WrongSender { .. } => "sender",
+        Refusal::WithoutAgent { .. } | Refusal::WithAgent { .. } => "agent",
         Refusal::ProofNotAllowed { .. } => "proof",
         Refusal::TooOld { .. } => "too_old",
     }
@@ -206,7 +207,20 @@ impl Collector for ViewCollector {
             Some(([("host", h.name.clone())], seconds(h.report_age_ns?.saturating_add(stale))))
         });
         family(e, "host_report_age_seconds", "Since the host's agent was heard", reports)?;
-        let unheard = view.hosts.iter().filter(|h| h.report.is_none()).count() as f64;
+        let unheard = view.hosts.iter().filter(|h| h.has_agent && h.report.is_none()).count() as f64;
+        let wants: Vec<_> = view.hosts.iter().filter_map(|h| Some((h, h.wants.as_ref()?))).collect();
+        let waiting = wants.iter().map(|(h, w)| {
+            let labels = [("host", h.name.clone()), ("scvm", scvm_name(w.scvm).unwrap_or_default())];
+            (labels, seconds(w.age_ns.saturating_add(stale)))
+        });
+        family(
+            e,
+            "client_waiting_seconds",
+            "How long a client without an agent has waited for its login",
+            waiting,
+        )?;
+        let slowed = wants.iter().filter(|(_, w)| w.slowed_ns.is_some()).count() as f64;
+        family(e, "clients_slowed", "Clients that alternate between servers", [(none, slowed)].into_iter())?;
         family(e, "hosts_unheard", "Hosts not heard in this term", [(none, unheard)].into_iter())
     }
 }

@@ -26,7 +26,7 @@ use anyhow::Context;
 use axum::serve::ListenerExt;
 use driver::Driver;
 use metrics::Metrics;
-use reroute_core::meta::{SessionMaster, Settings};
+use reroute_core::meta::{Agentless, SessionMaster, Settings};
 use reroute_core::timeline::Event;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
@@ -154,9 +154,17 @@ fn settings(config: &Config, opened: &Opened) -> Settings {
         hosts: config.cluster.host_infos(),
         keepalive_ns: ns(t.keepalive_ms),
         session_ns: ns(t.session_ms),
-        // The longer lease is for clients without an agent, and none can be configured: every host has one.
-        longest_session_ns: ns(t.session_ms),
+        // The longer lease is for clients without an agent: where there are none, nobody waits for it.
+        longest_session_ns: match config.cluster.host_infos().iter().all(|h| h.has_agent) {
+            true => ns(t.session_ms),
+            false => ns(t.session_ms.max(t.session_no_agent_ms)),
+        },
         leader_ns: ns(t.leader_ms),
+        agentless: Agentless {
+            session_ns: ns(t.session_no_agent_ms),
+            burst: t.client_moves,
+            move_every_ns: ns(t.client_move_every_ms),
+        },
         affirm_ns: ns(t.affirm_ms),
         planned_drain_ns: ns(t.planned_drain_ms),
         resend_ns: ns(RESEND_MS),

@@ -8,7 +8,7 @@ use super::null_rpc::Prober;
 use super::operator::{self, Request, Shared, Snapshot};
 use super::run_delay;
 use super::server_process::Watcher;
-use crate::config::{Config, HostEntry, Scvm as ScvmConfig, ScvmEntry, ns};
+use crate::config::{ClientAt, Config, Scvm as ScvmConfig, ScvmEntry, ns};
 use crate::journal::Journal;
 use crate::meta_client::{LinkEvent, MetaClient};
 use crate::netlink::links;
@@ -89,9 +89,9 @@ pub async fn run(start: Start) -> anyhow::Result<()> {
     let interfaces: BTreeMap<String, Network> =
         scvm.interfaces.each().into_iter().map(|(network, name)| (name.to_string(), network)).collect();
     let mut carriers = links::watch(&interfaces.keys().cloned().collect::<Vec<_>>())?;
-    let addresses = |host: &HostEntry| host.addresses_at(scvm.id).into_iter().map(|(_, at)| at).collect();
-    let remotes: BTreeMap<HostId, Vec<Ipv4Addr>> =
-        config.cluster.hosts.iter().map(|host| (host.id, addresses(host))).collect();
+    let clients = config.cluster.clients_at(scvm.id);
+    let addresses = |client: &ClientAt| client.addresses.iter().map(|(_, at)| *at).collect();
+    let remotes: BTreeMap<HostId, Vec<Ipv4Addr>> = clients.iter().map(|c| (c.id, addresses(c))).collect();
     let publisher = match scvm.epoch_file.clone() {
         Some(path) => Some(
             Publisher::start(path, remotes.clone(), results.clone())
@@ -104,7 +104,7 @@ pub async fn run(start: Start) -> anyhow::Result<()> {
         .context("cannot ask the kernel for listening sockets")?;
     let probes = prober(Prober::new(address, ns(config.timing.null_rpc_ms)), results.clone());
 
-    let names = config.cluster.hosts.iter().map(|h| (h.id, h.name.clone())).collect();
+    let names = clients.iter().map(|c| (c.id, c.name.to_string())).collect();
     let shared = Arc::new(Shared::new(entry.name.clone(), names, sensor.attachments().to_vec()));
     let (requests, mut operators) = mpsc::channel(16);
     let mut registry = Registry::default();

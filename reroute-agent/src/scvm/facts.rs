@@ -66,6 +66,8 @@ pub(super) fn signal(found: event::Event, sensor: &Sensor) -> Option<Signal> {
         kind::ZERO_WINDOW => SignalKind::ZeroWindow(way),
         kind::ZERO_WINDOW_END => SignalKind::ZeroWindowEnd(way),
         kind::RESET => SignalKind::Reset(way),
+        kind::LOGIN_WANTED => SignalKind::LoginWanted,
+        kind::LOGIN_WANTED_UNSEEN => SignalKind::LoginWantedUnseen,
         kind::RELEASED => SignalKind::Released(Epoch(found.limit)),
         other => {
             tracing::warn!(kind = other, "the kernel reports something this release does not know");

@@ -289,6 +289,16 @@ impl Metrics {
             "1: an operator suspended enforcement: one-writer is not kept",
             flag(health.bypass),
         )?;
+        out.gauge(
+            "held_clients",
+            "Clients without an agent that call here and are not served",
+            machine.held.len() as f64,
+        )?;
+        out.seconds(
+            "held_longest",
+            "How long the first of them has stood still",
+            machine.held.iter().map(|h| h.waits_ns).max().unwrap_or(0),
+        )?;
         let carriers = ["private", "storage", "management"].map(|network| {
             let lost = health.no_carrier.iter().any(|n| n.to_string() == network);
             ([("network", network)], flag(!lost))

@@ -106,11 +106,11 @@ fn lock(bpf_dir: &Path) -> anyhow::Result<OwnedFd> {
 
 fn sensor_settings(config: &Config, id: ScvmId) -> anyhow::Result<sensor::Settings> {
     let scvm = config.scvm()?;
-    let clients = config.cluster.hosts.iter().map(|host| Registration {
-        host: host.id,
-        addresses: host.addresses_at(id).into_iter().map(|(network, at)| (network, at.into())).collect(),
-        pulse_key: keys::pulse_key(&config.key, host.id, id),
-        has_agent: true,
+    let clients = config.cluster.clients_at(id).into_iter().map(|client| Registration {
+        host: client.id,
+        addresses: client.addresses.into_iter().map(|(network, at)| (network, at.into())).collect(),
+        pulse_key: keys::pulse_key(&config.key, client.id, id),
+        has_agent: client.has_agent,
     });
     Ok(sensor::Settings {
         bpf_dir: scvm.bpf_dir.clone(),

@@ -1,6 +1,7 @@
 //! One host's login: what is on record, what is on its way there, what was heard since, and the orders that follow.
 
 use super::record::Wanted;
+use super::wanted::Calls;
 use super::{Effect, Record, Versioned};
 use crate::ids::*;
 use crate::proto::*;
@@ -9,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 /// One host's login: the record, what is on its way to the store, and what was heard since the record changed.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct HostLogin {
+    pub(super) has_agent: bool,
     pub(super) stored: Option<Versioned>,
     pub(super) since: BootNs,
     pub(super) storing: Option<Storing>,
@@ -24,6 +26,8 @@ pub(super) struct HostLogin {
     pub(super) settled: bool,
     pub(super) report: Option<(HostReport, BootNs)>,
     pub(super) ahead_said: bool,
+    /// Of a client without an agent.
+    pub(super) calls: Calls,
     pub(super) resend_at: BootNs,
 }
 
@@ -58,9 +62,10 @@ pub(super) struct Facts {
 }
 
 impl HostLogin {
-    pub(super) fn new(stored: Option<Versioned>, now: BootNs) -> HostLogin {
+    pub(super) fn new(stored: Option<Versioned>, has_agent: bool, now: BootNs) -> HostLogin {
         let settled = stored.as_ref().is_none_or(|v| v.record.moving_to().is_none());
         HostLogin {
+            has_agent,
             // An earlier term may have sent anything that its record allowed.
             facts: Facts { admit_sent: stored.is_some(), ..Facts::default() },
             stored,
@@ -74,6 +79,7 @@ impl HostLogin {
             settled,
             report: None,
             ahead_said: false,
+            calls: Calls::default(),
             resend_at: now,
         }
     }
@@ -137,21 +143,23 @@ impl HostLogin {
     /// The host does not act on the record yet, by its own word.
     pub(super) fn must_hear(&self) -> bool {
         match self.record().map(|r| &r.login.state) {
+            _ if !self.has_agent => false,
             Some(LoginState::At { .. }) => !self.settled,
             Some(LoginState::Moving { .. }) => !self.has_released(),
             None => false,
         }
     }
 
+    /// It affirms its old server no more. Without an agent nobody affirms.
     pub(super) fn has_released(&self) -> bool {
         let from = self.record().and_then(|r| r.from);
-        from.is_none_or(|from| self.released.is_some_and(|(epoch, _)| epoch >= from.epoch))
+        !self.has_agent || from.is_none_or(|from| self.released.is_some_and(|(epoch, _)| epoch >= from.epoch))
     }
 
     /// Tells the host what the record says.
     pub(super) fn tell_host(&self, id: HostId, out: &mut Vec<Effect>) {
         // What may have been overtaken is not told as the truth.
-        let Some(record) = self.record().filter(|_| !self.uncertain) else { return };
+        let Some(record) = self.record().filter(|_| self.has_agent && !self.uncertain) else { return };
         let order = match &record.login.state {
             LoginState::At { scvm, epoch, .. } => Order::At { scvm: *scvm, epoch: *epoch },
             LoginState::Moving { to, epoch, .. } => Order::Moving {

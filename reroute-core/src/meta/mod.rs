@@ -10,11 +10,13 @@
 //! | `moves` | how a login gets from Moving to At: proofs, admission, resends, giving up |
 //! | `proofs` | the ways to know that a server is shut, as plug-ins |
 //! | `operator` | what operators ask of Meta: drain, vouch |
+//! | `wanted` | clients without an agent: where they call, and how often they may move |
 //! | `copies` | messages that came twice |
 //! | `view` | the session health view |
 //!
 //! Sessions live in memory. Logins are records in a store that knows compare-and-set only; a record takes effect
-//! when the store has confirmed it, never before. The master never starts a move by itself.
+//! when the store has confirmed it, never before. The master never starts a move by itself: a host asks for its own,
+//! and for a client without an agent the server does that it calls at.
 
 mod copies;
 mod lease;
@@ -28,6 +30,7 @@ mod sessions;
 #[cfg(test)]
 mod tests;
 mod view;
+mod wanted;
 
 pub use lease::Leadership;
 pub use operator::{OperatorAnswer, OperatorAsk};
@@ -36,6 +39,7 @@ pub use proofs::command::{
 };
 pub use proofs::{Waiting, does_not_cover};
 pub use record::{Holder, Record, Versioned};
+pub use wanted::Agentless;
 
 use crate::ids::*;
 use crate::proto::*;
@@ -62,6 +66,7 @@ pub struct Settings {
     /// For so long after a confirmation by the store was asked, this master may take itself for the leader.
     pub leader_ns: u64,
     pub affirm_ns: u64,
+    pub agentless: Agentless,
     pub planned_drain_ns: u64,
     /// Orders go out again after this until they are answered.
     pub resend_ns: u64,
@@ -172,8 +177,20 @@ pub struct SessionMaster {
 /// the same one again, whichever way it came there.
 impl Hash for SessionMaster {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        let SessionMaster { settings, started, sessions, hosts, copies: _, lease, generation: _ } = self;
-        (settings.term, started, sessions, hosts, lease).hash(state);
+        let SessionMaster {
+            settings,
+            started,
+            sessions,
+            hosts,
+            copies: _,
+            lease,
+            generation: _,
+            drains,
+            draining,
+            command: _,
+            commands,
+        } = self;
+        (settings.term, started, sessions, hosts, lease, drains, draining, commands).hash(state);
     }
 }
 
@@ -181,8 +198,11 @@ impl SessionMaster {
     /// `stored`: every login the store holds. Those of hosts that are configured no more are kept and not touched.
     pub fn new(settings: Settings, mut stored: BTreeMap<HostId, Versioned>, now: BootNs) -> SessionMaster {
         let sessions = settings.scvms.iter().map(|s| (s.id, Session::absent(now))).collect();
-        let hosts =
-            settings.hosts.iter().map(|h| (h.id, HostLogin::new(stored.remove(&h.id), now))).collect();
+        let hosts = settings
+            .hosts
+            .iter()
+            .map(|h| (h.id, HostLogin::new(stored.remove(&h.id), h.has_agent, now)))
+            .collect();
         SessionMaster {
             settings,
             started: now,

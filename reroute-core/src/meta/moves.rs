@@ -183,6 +183,7 @@ impl SessionMaster {
 
     pub(super) fn store_done(&mut self, id: HostId, version: u64, now: BootNs, out: &mut Vec<Effect>) {
         let (term, resend) = (self.settings.term, self.settings.resend_ns);
+        let agentless = &self.settings.agentless;
         let Some(host) = self.hosts.get_mut(&id) else { return };
         let Some(Storing { record, .. }) = host.storing.take() else { return };
         let new_epoch = record.epoch() != host.epoch();
@@ -201,6 +202,9 @@ impl SessionMaster {
             }
             LoginState::Moving { to, epoch, planned, .. } if new_epoch => {
                 host.since = now;
+                if let Some(from) = from.filter(|_| !host.has_agent) {
+                    host.calls.charge(agentless, from, to, now);
+                }
                 // Proofs name server and epoch: those that the new record asks for still hold.
                 let proofs = std::mem::take(&mut host.facts.proofs);
                 host.facts = Facts { proofs, ..Facts::default() };

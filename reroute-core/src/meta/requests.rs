@@ -3,6 +3,7 @@
 use super::login::{Ask, push};
 use super::proofs::Heard;
 use super::record::Wanted;
+use super::wanted::Told;
 use super::{Effect, SessionMaster};
 use crate::ids::*;
 use crate::proto::*;
@@ -77,6 +78,10 @@ impl SessionMaster {
                 self.admitted(scvm, host, epoch, error, now, out)?;
                 self.ok()
             }
+            ToMeta::LoginWanted { host, closed, connections, age_ns } => {
+                self.login_wanted(scvm, host, Told { closed, connections, age_ns }, now, out)?;
+                self.ok()
+            }
             ToMeta::HostReport { .. }
             | ToMeta::Move { .. }
             | ToMeta::Released { .. }
@@ -94,8 +99,10 @@ impl SessionMaster {
         out: &mut Vec<Effect>,
     ) -> Result<MetaReply, Refusal> {
         let node = NodeId::Host(host);
-        if !self.hosts.contains_key(&host) {
-            return Err(Refusal::UnknownNode { node });
+        match self.hosts.get(&host) {
+            None => return Err(Refusal::UnknownNode { node }),
+            Some(login) if !login.has_agent => return Err(Refusal::WithoutAgent { host }),
+            Some(_) => {}
         }
         match msg {
             ToMeta::HostReport { report } => self.host_report(host, report, now, out),
@@ -119,7 +126,8 @@ impl SessionMaster {
             | ToMeta::Prepared { .. }
             | ToMeta::Fenced { .. }
             | ToMeta::FenceWaits { .. }
-            | ToMeta::Admitted { .. } => return Err(Refusal::WrongSender { node }),
+            | ToMeta::Admitted { .. }
+            | ToMeta::LoginWanted { .. } => return Err(Refusal::WrongSender { node }),
         }
         self.ok()
     }

@@ -93,13 +93,13 @@ impl SessionMaster {
         with_drift(self.settings.session_ns)
     }
 
-    /// Whether no lease that this SCVM got from Meta, in this term or an earlier one, was still running at `now`. A
-    /// leader of an earlier term may have gone on for its own lease, and have renewed a session at the end of it.
-    pub(super) fn session_expired(&self, scvm: ScvmId, now: BootNs) -> bool {
+    /// Whether no lease of this length that this SCVM got from Meta, in this term or an earlier one, was still running at
+    /// `now`. A leader of an earlier term may have gone on for its own lease, and have renewed a session at its end.
+    pub(super) fn session_expired(&self, scvm: ScvmId, lease: u64, now: BootNs) -> bool {
         let longest = self.settings.leader_ns.saturating_add(self.settings.longest_session_ns);
         let earlier_terms = now.since(self.started) > with_drift(longest);
         let this_term = match self.sessions.get(&scvm).and_then(|s| s.renewed) {
-            Some(renewed) => now.since(renewed) > self.lapses_after(),
+            Some(renewed) => now.since(renewed) > with_drift(lease),
             None => true,
         };
         earlier_terms && this_term

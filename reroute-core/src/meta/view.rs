@@ -33,6 +33,8 @@ impl SessionMaster {
                 host: info.id,
                 name: info.name.clone(),
                 report: h.report.as_ref().map(|(r, _)| r.clone()),
+                has_agent: h.has_agent,
+                wants: h.calls.view(&self.settings.agentless, now),
                 report_age_ns: h.report.as_ref().map(|(_, at)| now.since(*at)),
             })
         });

@@ -40,6 +40,8 @@ pub struct Admission {
     words: BTreeMap<HostId, Word>,
     /// The highest epoch a fence was asked for: nothing up to it is admitted any more, whatever comes late.
     fenced: BTreeMap<HostId, Epoch>,
+    /// Closed at this epoch, and then no socket was left: those that are there now have carried nothing of it.
+    clean: BTreeMap<HostId, Epoch>,
     pending: BTreeMap<HostId, Pending>,
     preparing: BTreeMap<HostId, Preparing>,
     /// The epoch file as it stands; `None`: not known.
@@ -61,6 +63,18 @@ impl Admission {
     pub fn words(&self) -> &BTreeMap<HostId, Word> {
         &self.words
     }
+    /// No socket of the host is left, after a fence of `epoch`.
+    pub fn cleaned(&mut self, host: HostId, epoch: Epoch) {
+        if self.word(host).is_closed_for(epoch.0) && !self.word(host).is_admitted() {
+            self.clean.insert(host, Epoch(self.word(host).epoch()));
+        }
+    }
+    /// Whether no call of an earlier login here can be left in any socket that the host has now, half of it or whole.
+    pub fn is_clean(&self, host: HostId) -> bool {
+        let word = self.word(host);
+        word == Word::NONE || (!word.is_admitted() && self.clean.get(&host) == Some(&Epoch(word.epoch())))
+    }
+
     /// A fence of `epoch` has been asked for.
     pub fn close(&mut self, host: HostId, epoch: Epoch) {
         let fenced = self.fenced.entry(host).or_default();
@@ -256,13 +270,15 @@ impl Admission {
     // --- Prepare ---
 
     /// `unwell`: why nobody should move here; `answers`: the server has just answered somebody, else it is being
-    /// asked, see [`Admission::probed`].
+    /// asked, see [`Admission::probed`]; `keep`: the host's connections are those it is to go on with.
+    #[allow(clippy::too_many_arguments)]
     pub fn prepare(
         &mut self,
         host: HostId,
         epoch: Epoch,
         unwell: Option<String>,
         answers: bool,
+        keep: bool,
         outbox: &mut Outbox,
         out: &mut Vec<Effect>,
     ) {
@@ -278,7 +294,10 @@ impl Admission {
         if self.preparing.get(&host).is_some_and(|p| p.epoch >= epoch) {
             return;
         }
-        self.preparing.insert(host, Preparing { epoch, purged: false, answers, retry_at: None, tries: 0 });
+        self.preparing.insert(host, Preparing { epoch, purged: keep, answers, retry_at: None, tries: 0 });
+        if keep {
+            return self.finish(outbox, out);
+        }
         out.push(Effect::PurgeSockets { host, epoch, purpose: Purpose::Prepare });
     }
 

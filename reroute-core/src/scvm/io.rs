@@ -94,6 +94,10 @@ pub enum SignalKind {
     Reset(Way),
     FirstReply(Epoch),
     Released(Epoch),
+    /// A client without an agent calls, and is held back.
+    LoginWanted,
+    /// The same, on a connection that nobody can judge.
+    LoginWantedUnseen,
 }
 
 /// Which way the packets go that a signal is about.
@@ -129,6 +133,8 @@ pub enum Tag {
 pub enum Purpose {
     Prepare,
     Fence,
+    /// Of a client without an agent that is not served: it is to come with new ones.
+    Unseen,
 }
 
 /// Sockets of a host: how many were destroyed, how many are left.

@@ -6,6 +6,7 @@
 //! | [`server`] | whether the access server lives and answers |
 //! | [`admission`] | orders Prepare and Admit, the epoch file |
 //! | [`revoke`] | order Revoke: fence, drain, kill, proof |
+//! | [`wanted`] | clients without an agent that call here: told to Meta |
 //! | [`outbox`] | answers to Meta, sent until taken in |
 //! | [`limits`] | how old a call may grow, per client: a machine of its own beside this one |
 //!
@@ -22,12 +23,13 @@ pub mod revoke;
 pub mod server;
 pub mod session;
 mod view;
+pub mod wanted;
 
 #[cfg(test)]
 mod tests;
 
 pub use io::*;
-pub use view::{HostStanding, RevokeStanding, View, rank_name};
+pub use view::{HeldStanding, HostStanding, RevokeStanding, View, rank_name};
 
 use crate::ids::*;
 use crate::proto::ServerHealth;
@@ -39,6 +41,7 @@ use revoke::{Revoke, Stage, World};
 use server::Server;
 use session::Session;
 use std::collections::BTreeMap;
+use wanted::Wanted;
 
 /// What failed locally is tried again after this.
 pub const RETRY_NS: u64 = 20 * MS;
@@ -78,6 +81,7 @@ pub struct Scvm {
     admission: Admission,
     revokes: BTreeMap<HostId, Revoke>,
     outbox: Outbox,
+    wanted: Wanted,
     clients: BTreeMap<HostId, ClientFacts>,
     bypass: bool,
     /// The mode the kernel is known to be in.
@@ -95,6 +99,7 @@ impl Scvm {
             admission: Admission::default(),
             revokes: BTreeMap::new(),
             outbox: Outbox::default(),
+            wanted: Wanted::default(),
             clients: BTreeMap::new(),
             bypass: settings.bypass,
             standing: None,
@@ -145,6 +150,7 @@ impl Scvm {
             clients: self.clients.values().filter(|c| c.connections > 0).count() as u32,
             connections: self.clients.values().map(|c| c.connections).sum(),
             calls_waiting: facts.waiting,
+            held_clients: self.wanted.held().len() as u32,
         }
     }
 
@@ -202,7 +208,7 @@ impl Scvm {
                 }
                 self.clients = clients.into_iter().map(|c| (c.host, c)).collect();
             }
-            Input::Signal(signal) => self.signal(signal, out),
+            Input::Signal(signal) => self.signal(signal, now, out),
             Input::ServerSeen { pid, incarnation } => self.server.seen(pid, incarnation, now, out),
             Input::ServerExited { pid, incarnation } => {
                 self.server.exited(pid, incarnation, now, out);
@@ -243,7 +249,13 @@ impl Scvm {
                 self.revoke(host, |r, w, o, out| r.counts(epoch, &answer, w, now, o, out), out);
                 self.close_fenced(host);
             }
+            Input::Purged { host, purpose: Purpose::Unseen, purge, .. } => {
+                self.closed_unseen(host, purge, now, out)
+            }
             Input::Purged { host, epoch, purpose: Purpose::Fence, purge } => {
+                if matches!(purge, Ok(Purge { left: 0, .. })) {
+                    self.admission.cleaned(host, epoch);
+                }
                 self.revoke(host, |r, _, _, out| r.purged(epoch, &purge, now, out), out)
             }
             Input::Purged { host, epoch, purpose: Purpose::Prepare, purge } => {
@@ -294,6 +306,7 @@ impl Scvm {
         let world = World { settings: &self.settings, server: &self.server, lenient: self.lenient() };
         let wanted_from = self.revokes.values().filter_map(|r| r.probe_from(&world)).max();
         self.server.tick(wanted_from, now, out);
+        self.tell_wanted(now, out);
         self.outbox.tick(now, out);
         let affirmed = |host| self.clients.get(&host).map_or(BootNs(0), |c| c.affirm_deadline);
         for (host, epoch) in self.session.judge_doubtful(&self.settings, affirmed, now, out) {
@@ -303,7 +316,7 @@ impl Scvm {
         self.session.tick(&self.settings, &health, now, out);
     }
 
-    fn signal(&mut self, signal: Signal, out: &mut Vec<Effect>) {
+    fn signal(&mut self, signal: Signal, now: BootNs, out: &mut Vec<Effect>) {
         self.server.signal(&signal);
         let name = match signal.kind {
             SignalKind::FirstReply(epoch) => {
@@ -318,6 +331,9 @@ impl Scvm {
                     self.admission.learn(host, released);
                 }
                 "released"
+            }
+            SignalKind::LoginWanted | SignalKind::LoginWantedUnseen => {
+                return self.login_wanted(&signal, now, out);
             }
             SignalKind::Unanswered => "unanswered",
             SignalKind::UnansweredEnd => "unanswered_end",

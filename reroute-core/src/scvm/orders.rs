@@ -40,7 +40,11 @@ impl Scvm {
                 if unwell.is_none() && !answers {
                     self.server.want_probe();
                 }
-                self.admission.prepare(host, epoch, unwell, answers, &mut self.outbox, out)
+                // The connection that a client without an agent calls on is the one it is to be served on.
+                let keep = self.is_without_agent(host)
+                    && self.admission.is_clean(host)
+                    && !self.wanted.is_slow(host);
+                self.admission.prepare(host, epoch, unwell, answers, keep, &mut self.outbox, out)
             }
             Order::Revoke { host, epoch, planned } => self.start_revoke(host, epoch, planned, now, out),
             Order::Admit { host, epoch } => self.admit(host, epoch, true, now, out),
@@ -77,7 +81,9 @@ impl Scvm {
             }
             _ => {}
         }
-        self.revokes.insert(host, Revoke::start(host, epoch, planned, self.settings.policy, out));
+        let mut revoke = Revoke::start(host, epoch, planned, self.settings.policy, out);
+        revoke.closes_at_once = self.is_without_agent(host);
+        self.revokes.insert(host, revoke);
         self.close_fenced(host);
     }
 
@@ -86,6 +92,10 @@ impl Scvm {
         if let Some(revoke) = self.revokes.get(&host).filter(|r| r.fences()) {
             self.admission.close(host, revoke.epoch);
         }
+    }
+
+    pub(super) fn is_without_agent(&self, host: HostId) -> bool {
+        self.clients.get(&host).is_some_and(|c| !c.has_agent)
     }
 
     fn admit(&mut self, host: HostId, epoch: Epoch, ordered: bool, now: BootNs, out: &mut Vec<Effect>) {
@@ -130,6 +140,7 @@ impl Scvm {
                 self.admit(host, epoch, false, now, out);
             }
         }
+        self.hasten(out);
         self.session.settle(&self.settings, unnamed, doubtful, now, out);
     }
 

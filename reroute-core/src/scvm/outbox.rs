@@ -13,6 +13,8 @@ pub enum Kind {
     Prepared,
     Fence,
     Admitted,
+    /// Not sent again: whoever wants it says so anew, with what is so by then.
+    Wanted,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -49,6 +51,9 @@ impl Outbox {
             Ok(_) => {
                 self.letters.remove(&key);
             }
+            Err(_) if key.1 == Kind::Wanted => {
+                self.letters.remove(&key);
+            }
             Err(_) => letter.again_at = Some(now.plus(RESEND_NS)),
         }
     }
@@ -65,6 +70,16 @@ impl Outbox {
     /// What was said of fences holds no more: it is not said again.
     pub fn forget_fences(&mut self) {
         self.letters.retain(|&(_, kind), _| kind != Kind::Fence);
+    }
+
+    pub fn forget(&mut self, which: impl Fn(HostId, Kind) -> bool) {
+        self.letters.retain(|&(host, kind), _| !which(host, kind));
+    }
+    pub fn has(&self, host: HostId, kind: Kind) -> bool {
+        self.letters.contains_key(&(host, kind))
+    }
+    pub fn count(&self, kind: Kind) -> usize {
+        self.letters.keys().filter(|(_, k)| *k == kind).count()
     }
 
     pub fn wake_at(&self) -> Option<BootNs> {

@@ -46,6 +46,8 @@ pub struct Revoke {
     /// That the fence stands is on record.
     journaled: bool,
     said: Option<(String, BootNs)>,
+    /// Its route leads elsewhere already: what is left of its sockets need not wait.
+    pub closes_at_once: bool,
 }
 
 /// What a decision rests on.
@@ -65,7 +67,16 @@ impl Revoke {
         out: &mut Vec<Effect>,
     ) -> Revoke {
         let stage = Stage::Looking { reading: false };
-        let mut revoke = Revoke { host, epoch, planned, stage, last: None, journaled: false, said: None };
+        let mut revoke = Revoke {
+            host,
+            epoch,
+            planned,
+            stage,
+            last: None,
+            journaled: false,
+            said: None,
+            closes_at_once: false,
+        };
         if planned && policy != FencePolicy::Storage {
             revoke.look(out)
         } else {
@@ -322,7 +333,7 @@ impl Revoke {
     fn prove(&mut self, proof: FenceProof, now: BootNs, outbox: &mut Outbox, out: &mut Vec<Effect>) {
         // After a later login here, the sockets there are now are that one's.
         let stale = self.last.is_some_and(|a| superseded(&a, self.epoch));
-        let purge = (!stale).then(|| Purging::after(now));
+        let purge = (!stale).then(|| Purging::after(now, self.closes_at_once));
         self.stage = Stage::Proven { proof, purge };
         self.tell(proof, outbox, out);
     }

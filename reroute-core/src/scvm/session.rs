@@ -102,6 +102,11 @@ impl Session {
         self.deadline = self.deadline.max(deadline);
         self.deadline_no_agent = self.deadline_no_agent.max(deadline_no_agent);
     }
+    /// Whether the session lease of such a client has run out.
+    pub fn lapsed(&self, has_agent: bool, now: BootNs) -> bool {
+        now >= if has_agent { self.deadline } else { self.deadline_no_agent }
+    }
+
     /// The session that holds now: its term, and the number of the last order before it. An open one whose lease has
     /// run out is none, even if nobody has had time to close it: Meta may have passed this server over.
     pub fn live(&self, settings: &Settings, now: BootNs) -> Option<(Term, u64)> {

@@ -7,6 +7,9 @@ use crate::proto::{FenceProof, ServerHealth};
 use reroute_common::admission::rank;
 use serde::{Deserialize, Serialize};
 
+/// A client that is held back for longer than this is an alarm.
+const LONG_HELD_NS: u64 = SEC;
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct View {
     pub scvm: ScvmId,
@@ -22,11 +25,22 @@ pub struct View {
     pub health: ServerHealth,
     pub server_pids: Vec<u32>,
     pub hosts: Vec<HostStanding>,
+    /// Clients without an agent that call here and are held back.
+    #[serde(default)]
+    pub held: Vec<HeldStanding>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct HeldStanding {
+    pub host: HostId,
+    /// Since its first call that was held back, ns.
+    pub waits_ns: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct HostStanding {
     pub host: HostId,
+    pub has_agent: bool,
     pub epoch: Epoch,
     /// `held`, `admitted`, `released` or `fenced`.
     pub word: String,
@@ -77,10 +91,17 @@ impl Scvm {
         }
         alarms.extend(self.session.problem().map(str::to_string));
         alarms.extend(self.server.problem.clone());
+        // On its way here, a client stands still for some ms: that is no alarm.
+        let held = self.wanted.held();
+        let long = held.iter().any(|h| now.since(h.since) >= LONG_HELD_NS);
+        if long || self.why_held(now).is_some() {
+            alarms.extend(self.wanted.problem(self.why_held(now), now));
+        }
         let hosts = self.admission.words().iter().map(|(&host, word)| {
             let client = self.clients.get(&host);
             HostStanding {
                 host,
+                has_agent: client.is_none_or(|c| c.has_agent),
                 epoch: Epoch(word.epoch()),
                 word: rank_name(word.rank()).into(),
                 affirm_ns: client.map_or(0, |c| c.affirm_deadline.since(now)),
@@ -109,6 +130,10 @@ impl Scvm {
             health,
             server_pids: self.server.living().values().copied().collect(),
             hosts: hosts.collect(),
+            held: held
+                .into_iter()
+                .map(|h| HeldStanding { host: h.host, waits_ns: now.since(h.since) })
+                .collect(),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! What the agents say: status, health, journals.
 
 use super::{Lab, binary, wait_for};
+use crate::options::Options;
 use crate::topology::{Node, PAIRS, SERVICE};
 use anyhow::{Context, bail};
 use reroute_core::ids::{Epoch, Network, Path, ScvmId};
@@ -55,12 +56,23 @@ impl Lab {
         Ok(routes[0]["gateway"].as_str().map(str::to_string))
     }
 
-    /// Every session alive and well, every host logged in at its own SCVM, routed there by storage in its kernel,
+    /// Sets the route of a host without an agent to the service address by an SCVM's storage address, as one who
+    /// drives an ESXi host over ssh would.
+    pub fn drive(&self, host: u32, scvm: u32) -> anyhow::Result<()> {
+        let (to, via) = (format!("{SERVICE}/32"), Node::Scvm(scvm).storage().to_string());
+        let out = self.exec(&Node::Host(host).to_string(), &["ip", "route", "replace", &to, "via", &via])?;
+        if !out.status.success() {
+            bail!("ip route replace on host{host}: {}", String::from_utf8_lossy(&out.stderr).trim());
+        }
+        Ok(())
+    }
+
+    /// Every session alive and well, every host that has an agent logged in at its own SCVM, routed there by storage in its kernel,
     /// every storage path healthy.
     pub fn wait_healthy(&self, within: Duration) -> anyhow::Result<()> {
         let checked = wait_for("a healthy lab", within, || {
-            unhealthy(&self.view()?).map_or(Ok(()), |why| bail!("{why}"))?;
-            for i in 1..=PAIRS {
+            unhealthy(&self.view()?, self.options()).map_or(Ok(()), |why| bail!("{why}"))?;
+            for i in (1..=PAIRS).filter(|i| !self.options().agentless.contains(i)) {
                 let (found, due) = (self.next_hop(i)?, Node::Scvm(i).storage().to_string());
                 if found.as_deref() != Some(due.as_str()) {
                     bail!("host{i} routes by {found:?}, not by {due}");
@@ -111,7 +123,7 @@ impl Lab {
 }
 
 /// What keeps the lab from being healthy.
-fn unhealthy(view: &ClusterView) -> Option<String> {
+fn unhealthy(view: &ClusterView, options: &Options) -> Option<String> {
     for i in 1..=PAIRS {
         let Some(s) = view.sessions.iter().find(|s| s.scvm == ScvmId(i)) else {
             return Some(format!("scvm{i} has no session"));
@@ -125,6 +137,9 @@ fn unhealthy(view: &ClusterView) -> Option<String> {
             || !h.no_carrier.is_empty()
         {
             return Some(format!("scvm{i}: {:?} {} {h:?}", s.state, s.reason));
+        }
+        if options.agentless.contains(&i) {
+            continue;
         }
         let at_home = view.logins.iter().any(|l| {
             l.login.host.0 == i && matches!(l.login.state, LoginState::At { scvm, .. } if scvm == ScvmId(i))

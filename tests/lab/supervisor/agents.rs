@@ -18,13 +18,13 @@ pub fn start(lab: &Supervisor) -> anyhow::Result<()> {
     let binary = super::beside("reroute-agent")?;
     let key = lab.root.join("cluster.key");
     write_secret(&key, &new_key()?)?;
-    let mut nodes = Node::all();
+    let mut nodes: Vec<Node> = Node::all().into_iter().filter(|n| has_agent(&lab.options, *n)).collect();
     nodes.sort_by_key(|n| match n {
         Node::Meta => 0,
         Node::Scvm(_) => 1,
         Node::Host(_) => 2,
     });
-    for node in nodes {
+    for &node in &nodes {
         let dir = lab.node_dir(node);
         let config = dir.join("agent.toml");
         std::fs::write(&config, configuration(&lab.options, &lab.root, node))?;
@@ -42,7 +42,7 @@ pub fn start(lab: &Supervisor) -> anyhow::Result<()> {
         lab.run(spec)?;
     }
     let deadline = Instant::now() + WITHIN;
-    for node in Node::all() {
+    for node in nodes {
         let (name, socket) = (format!("{node}/agent"), lab.node_dir(node).join("agent.sock"));
         while std::os::unix::net::UnixStream::connect(&socket).is_err() {
             let status = lab.processes.status(&name)?;
@@ -56,6 +56,10 @@ pub fn start(lab: &Supervisor) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+fn has_agent(options: &Options, node: Node) -> bool {
+    !matches!(node, Node::Host(i) if options.agentless.contains(&i))
 }
 
 /// For root's eyes alone, from the first byte on.
@@ -93,10 +97,11 @@ fn configuration(options: &Options, root: &Path, node: Node) -> String {
         let _ = write!(
             text,
             "\n[[cluster.hosts]]\nid = {i}\nname = \"{node}\"\nprivate = \"{HOST_PRIVATE}\"\n\
-             storage = \"{}\"\nmanagement = \"{}\"\nlocal_scvm = {i}\n",
+             storage = \"{}\"\nmanagement = \"{}\"\nlocal_scvm = {i}\nagent = {agent}\n",
             Node::Host(i).storage(),
             Node::Host(i).management(),
             node = Node::Host(i),
+            agent = has_agent(options, Node::Host(i)),
         );
     }
     let server = match options.server {
@@ -167,7 +172,8 @@ mod tests {
         std::fs::write(root.join("cluster.key"), new_key().unwrap()).unwrap();
         let options = Options { mode: Some("shadow".into()), ..Options::default() }
             .timing("silent_ms", 70)
-            .policy(FencePolicy::Wait);
+            .policy(FencePolicy::Wait)
+            .agentless(3);
         for node in Node::all() {
             let path = root.join(format!("{node}.toml"));
             std::fs::write(&path, configuration(&options, &root, node)).unwrap();
@@ -175,7 +181,7 @@ mod tests {
             assert_eq!(config.timing.silent_ms, 70);
             assert_eq!(config.cluster.scvms[2].server.policy, FencePolicy::Wait);
             assert_eq!(config.meta().is_ok(), node == Node::Meta);
-            assert_eq!(config.host().is_ok(), matches!(node, Node::Host(_)));
+            assert_eq!(config.host().is_ok(), matches!(node, Node::Host(_)) && has_agent(&options, node));
             assert_eq!(config.scvm().is_ok(), matches!(node, Node::Scvm(_)));
         }
         std::fs::remove_dir_all(&root).unwrap();

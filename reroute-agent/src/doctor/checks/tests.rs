@@ -116,6 +116,7 @@ fn healthy() -> Facts {
             routes: Ok(vec![route(199, [10, 10, 85, 21])]),
             hops: vec![[10, 10, 85, 21].into()],
         }),
+        clients: Clients { without_agent: vec!["esxi1".into()], unfenced: vec![] },
         meta_role: Some(MetaRole {
             agent: agent_with(vec![]),
             listen: vec![("10.0.0.30:7480".parse().unwrap(), true)],
@@ -314,4 +315,22 @@ fn without_an_agent_it_says_how_the_programs_would_be_attached() {
     let findings = check(&facts);
     let planned = findings.iter().filter(|f| f.check == "programs" && f.level == Level::Ok);
     assert_eq!(planned.filter(|f| f.found.contains("would be attached as tc (tcx)")).count(), 3);
+}
+
+#[test]
+fn a_client_without_an_agent_that_can_never_leave_is_named() {
+    let mut facts = healthy();
+    let found = |facts: &Facts| {
+        check(facts).into_iter().filter(|f| f.check == "clients_without_agent").collect::<Vec<_>>()
+    };
+    assert_eq!(found(&facts)[0].level, Level::Ok);
+    facts.clients.unfenced = vec![("s2".into(), FencePolicy::Wait)];
+    let findings = found(&facts);
+    assert_eq!(findings.len(), 1);
+    assert_eq!(findings[0].level, Warning);
+    for word in ["esxi1", "s2", "policy wait"] {
+        assert!(findings[0].found.contains(word), "{findings:?}");
+    }
+    facts.clients.without_agent.clear();
+    assert!(found(&facts).is_empty(), "nobody is concerned");
 }

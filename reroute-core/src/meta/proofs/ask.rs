@@ -20,7 +20,9 @@ impl SessionMaster {
         // All as it was when a confirmation was asked that has come true since: another leader that began before then
         // would be known, and one that began later finds these leases over.
         let then = self.lease.confirmed().filter(|_| self.leads(now));
+        let has_agent = login.has_agent;
         let affirmed = match (record.from, login.released) {
+            _ if !has_agent => false,
             // Never told At before this: never affirmed anybody.
             (None, _) => false,
             (Some(from), Some((epoch, heard))) => {
@@ -37,11 +39,11 @@ impl SessionMaster {
             beside: self.settings.hosts.iter().filter(|h| h.local_scvm == scvm.id).map(|h| h.id).collect(),
             session: session.map_or(SessionState::Absent, |s| s.state),
             boot: session.and_then(|s| s.boot),
-            session_expired: then.is_some_and(|then| self.session_expired(scvm.id, then)),
+            session_expired: then.is_some_and(|then| self.session_expired(scvm.id, self.lease_of(has_agent), then)),
             affirmed,
-            target_only: record
-                .from
-                .is_some_and(|from| fencing.scvm != from.scvm && fencing.epoch > from.epoch),
+            // A client without an agent calls at the target before that is admitted, and is served from then on.
+            target_only: has_agent
+                && record.from.is_some_and(|from| fencing.scvm != from.scvm && fencing.epoch > from.epoch),
             serves_others: self.serves_others(scvm.id, host, now),
             waits_ns: now.since(login.since),
             command: self.command,

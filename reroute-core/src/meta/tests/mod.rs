@@ -1,3 +1,4 @@
+mod agentless;
 mod chaos;
 mod lease;
 mod nodes;
@@ -34,12 +35,14 @@ pub(super) fn settings(term: u64) -> Settings {
             storage: [10, 0, 0, 101].into(),
             management: [10, 1, 0, 101].into(),
             local_scvm: A,
+            has_agent: true,
         }],
         keepalive_ns: 100 * MS,
         session_ns: 500 * MS,
         longest_session_ns: 1000 * MS,
         leader_ns: 300 * MS,
         affirm_ns: 100 * MS,
+        agentless: Agentless::default(),
         planned_drain_ns: 400 * MS,
         resend_ns: 200 * MS,
     }

@@ -194,7 +194,7 @@ fn a_dead_vm_under_kill_waits_for_a_proof_and_the_fence_command_gives_it() {
 fn a_command_that_refuses_is_not_asked_again() {
     let mut w = b_is_dead();
     w.master.command = Some(COMMAND);
-    rounds(&mut w, 20);
+    rounds(&mut w, 30);
     let run = w.commands[0].run;
     let outcome = FenceCommandOutcome::Refused { why: "no power switch".into() };
     w.input(Input::FenceCommandEnded { scvm: B, run, outcome, took_ns: 1, output: String::new() });
@@ -229,7 +229,7 @@ fn no_command_while_the_session_lives_or_somebody_is_served_there() {
     let login = Login { host: other, state: at, term: Term(1), reason: String::new() };
     let record = Record { login, from: None, evidence: vec![] };
     let stored = Some(Versioned { version: 1, record });
-    let mut host = crate::meta::login::HostLogin::new(stored, BootNs(w.now));
+    let mut host = crate::meta::login::HostLogin::new(stored, true, BootNs(w.now));
     let path = Path { scvm: B, network: Network::Storage };
     let health = |state| PathHealth { path, state, rtt_ns: None, last_reply_age_ns: None };
     let report = |state| HostReport {

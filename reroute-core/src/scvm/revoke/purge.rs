@@ -20,8 +20,8 @@ pub struct Purging {
 }
 
 impl Purging {
-    pub(super) fn after(now: BootNs) -> Purging {
-        Purging { at: Some(now.plus(PURGE_AFTER_NS)), tries: 0 }
+    pub(super) fn after(now: BootNs, at_once: bool) -> Purging {
+        Purging { at: Some(now.plus(if at_once { 0 } else { PURGE_AFTER_NS })), tries: 0 }
     }
 }
 

@@ -3,4 +3,5 @@ mod properties;
 mod revoke;
 mod server;
 mod session;
+mod wanted;
 mod world;
