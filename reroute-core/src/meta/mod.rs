@@ -27,7 +27,7 @@ mod sessions;
 mod tests;
 mod view;
 
-pub use operator::{OperatorAnswer, OperatorAsk};
+pub use operator::{OperatorAnswer, OperatorAsk, StillThere};
 pub use proofs::command::{
     Outcome as FenceCommandOutcome, Run as FenceCommandRun, Settings as FenceCommandSettings,
 };

@@ -11,8 +11,9 @@ mod tests;
 pub use memory::Memory;
 pub use redb::Redb;
 
-use reroute_core::ids::{HostId, Term};
+use reroute_core::ids::{HostId, ScvmId, Term};
 use reroute_core::meta::{Input, Record, Versioned};
+use reroute_core::proto::Draining;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::mpsc;
@@ -42,6 +43,8 @@ pub struct Opened {
     /// One more than any term before; durable already.
     pub term: Term,
     pub logins: BTreeMap<HostId, Versioned>,
+    /// SCVMs that are being drained.
+    pub draining: BTreeMap<ScvmId, Draining>,
 }
 
 pub trait Store: Send {
@@ -55,13 +58,14 @@ pub trait Store: Send {
         expected: Option<u64>,
         record: &Record,
     ) -> Result<u64, StoreError>;
+    /// Keeps that this SCVM is being drained, or (None) no more; durable when it returns.
+    fn set_draining(&mut self, scvm: ScvmId, draining: Option<&Draining>) -> Result<(), StoreError>;
 }
 
 /// A write for the store's thread.
-pub struct Write {
-    pub host: HostId,
-    pub expected: Option<u64>,
-    pub record: Record,
+pub enum Write {
+    Login { host: HostId, expected: Option<u64>, record: Record },
+    Draining { scvm: ScvmId, draining: Option<Draining> },
 }
 
 /// What became of a write, and how long it took.
@@ -78,24 +82,32 @@ pub fn spawn(
 ) -> std::io::Result<mpsc::Sender<Write>> {
     let (queue, writes) = mpsc::channel::<Write>();
     std::thread::Builder::new().name("store".into()).spawn(move || {
-        for Write { host, expected, record } in writes {
+        for write in writes {
             let began = Instant::now();
-            let outcome = store.compare_and_set(host, expected, &record);
-            let took = began.elapsed();
-            let failed = outcome.is_err();
-            let input = match outcome {
-                Ok(version) => Input::StoreDone { host, version },
-                Err(error) => {
-                    let why = error.to_string();
-                    let found = match error {
-                        StoreError::Conflict { found, .. } => Some(found.map(|found| *found)),
-                        _ => store.read(host).ok(),
-                    };
-                    Input::StoreFailed { host, why, found }
+            let (input, failed) = match write {
+                Write::Login { host, expected, record } => login(&mut store, host, expected, &record),
+                Write::Draining { scvm, draining } => {
+                    let result = store.set_draining(scvm, draining.as_ref()).map_err(|e| e.to_string());
+                    let failed = result.is_err();
+                    (Input::DrainingStored { scvm, result }, failed)
                 }
             };
-            done(Written { input, took, failed });
+            done(Written { input, took: began.elapsed(), failed });
         }
     })?;
     Ok(queue)
+}
+
+fn login(store: &mut impl Store, host: HostId, expected: Option<u64>, record: &Record) -> (Input, bool) {
+    match store.compare_and_set(host, expected, record) {
+        Ok(version) => (Input::StoreDone { host, version }, false),
+        Err(error) => {
+            let why = error.to_string();
+            let found = match error {
+                StoreError::Conflict { found, .. } => Some(found.map(|found| *found)),
+                _ => store.read(host).ok(),
+            };
+            (Input::StoreFailed { host, why, found }, true)
+        }
+    }
 }
