@@ -39,6 +39,8 @@ pub struct Options {
     pub timing: BTreeMap<String, u64>,
     /// Start the agents too.
     pub agents: bool,
+    /// Lines of TOML that go into the section of a node's role, by node.
+    pub sections: BTreeMap<String, String>,
     /// `REROUTE_LOG` of the agents.
     pub log: String,
     /// The controllable server's store refuses writes of a former owner. Off: to see what that is good for.
@@ -54,6 +56,7 @@ impl Default for Options {
             mode: None,
             timing: BTreeMap::new(),
             agents: true,
+            sections: BTreeMap::new(),
             log: "info".into(),
             storage_check: true,
         }
@@ -75,6 +78,13 @@ impl Options {
     }
     pub fn timing(mut self, key: &str, ms: u64) -> Options {
         self.timing.insert(key.into(), ms);
+        self
+    }
+    /// A line of TOML for the section of `node`'s role. `{root}` stands for the lab's file system.
+    pub fn section(mut self, node: &str, line: &str) -> Options {
+        let section = self.sections.entry(node.into()).or_default();
+        section.push_str(line);
+        section.push('\n');
         self
     }
     pub fn without_agents(mut self) -> Options {
