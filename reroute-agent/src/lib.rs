@@ -2,6 +2,7 @@
 
 pub mod cli;
 pub mod clock;
+pub mod command;
 pub mod config;
 pub mod doctor;
 pub mod host;

@@ -6,6 +6,7 @@
 use crate::cli::Refused;
 use anyhow::{Context, bail};
 use axum::Router;
+use axum::extract::connect_info::Connected;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
@@ -41,6 +42,43 @@ impl Drop for ServiceHandle {
     }
 }
 
+/// Who is at the other end of the operators' socket, by the kernel's word.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    uid: Option<u32>,
+}
+
+impl Connected<axum::serve::IncomingStream<'_, tokio::net::UnixListener>> for Peer {
+    fn connect_info(stream: axum::serve::IncomingStream<'_, tokio::net::UnixListener>) -> Peer {
+        Peer { uid: stream.io().peer_cred().ok().map(|cred| cred.uid()) }
+    }
+}
+
+impl Peer {
+    /// Who did it, for records: the user of the process that asked, and the name that was given with it.
+    pub fn names(&self, actor: &str) -> String {
+        let user = match self.uid {
+            None => "unknown user".to_string(),
+            Some(uid) => match user_name(uid) {
+                Some(name) => format!("{name}, uid {uid}"),
+                None => format!("uid {uid}"),
+            },
+        };
+        let given: String = actor.chars().filter(|c| !c.is_control()).take(80).collect();
+        if given.is_empty() { user } else { format!("{given} ({user})") }
+    }
+}
+
+/// By this node's own list of users.
+fn user_name(uid: u32) -> Option<String> {
+    let text = std::fs::read_to_string("/etc/passwd").ok()?;
+    text.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)?.parse() == Ok(uid)).then(|| name.to_string())
+    })
+}
+
 /// Serves `operator` on the Unix socket (mode 0600) and, if asked, `/metrics` on a TCP address.
 ///
 /// Both are bound before this returns. Errors: another agent answers on the socket, the path is not a socket, the
@@ -66,6 +104,7 @@ pub fn serve(
     let thread = std::thread::Builder::new().name("service".into()).spawn(move || {
         runtime.block_on(async move {
             let served = async {
+                let operator = operator.into_make_service_with_connect_info::<Peer>();
                 let unix = axum::serve(tokio::net::UnixListener::from_std(unix)?, operator);
                 match tcp {
                     Some(tcp) => {
@@ -141,9 +180,23 @@ pub async fn ask<T: DeserializeOwned>(
     method: axum::http::Method,
     path: &str,
 ) -> anyhow::Result<T> {
+    ask_with(socket, method, path, None).await
+}
+
+/// [`ask`] with a body (JSON).
+pub async fn ask_with<T: DeserializeOwned>(
+    socket: &Path,
+    method: axum::http::Method,
+    path: &str,
+    body: Option<serde_json::Value>,
+) -> anyhow::Result<T> {
     let shown = socket.display();
     let client = reqwest::Client::builder().unix_socket(socket).timeout(ASK_TIMEOUT).build()?;
-    let answer = client.request(method, format!("http://agent{path}")).send().await.with_context(|| {
+    let mut request = client.request(method, format!("http://agent{path}"));
+    if let Some(body) = body {
+        request = request.json(&body);
+    }
+    let answer = request.send().await.with_context(|| {
         format!("no agent answers on {shown}: is it running, and is --socket the one of its configuration?")
     })?;
     let status = answer.status();
@@ -168,6 +221,16 @@ pub fn ask_blocking<T: DeserializeOwned>(
 ) -> anyhow::Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(ask(socket, method, path))
+}
+
+/// [`ask_with`] for verbs.
+pub fn post_blocking<T: DeserializeOwned>(
+    socket: &Path,
+    path: &str,
+    body: serde_json::Value,
+) -> anyhow::Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(ask_with(socket, axum::http::Method::POST, path, Some(body)))
 }
 
 #[cfg(test)]

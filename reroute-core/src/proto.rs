@@ -26,7 +26,8 @@ pub struct Envelope {
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
 pub enum ToMeta {
     // --- from an SCVM ---
-    /// A session begins (agent start, new term, lapse). Meta answers [`MetaReply::Session`] with what stands.
+    /// A session begins (agent start, new term, lapse). Meta answers [`MetaReply::Session`] with what stands. `boot`: of
+    /// the SCVM's kernel, as its pulses tell it.
     SessionOpen { boot: Incarnation, health: ServerHealth },
     /// Every 100 ms.
     KeepAlive { term: Term, health: ServerHealth },

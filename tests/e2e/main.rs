@@ -12,6 +12,7 @@ mod latency;
 mod observe;
 mod one_writer;
 mod own_failures;
+mod proofs;
 mod restarts;
 mod routes;
 mod signals;

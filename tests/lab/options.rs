@@ -42,6 +42,8 @@ pub struct Options {
     /// Hosts without an agent (ESXi, to the rest of the lab): their routes are the test's to set.
     #[serde(default)]
     pub agentless: BTreeSet<u32>,
+    /// Lines of TOML that go into the section of a node's role, by node.
+    pub sections: BTreeMap<String, String>,
     /// `REROUTE_LOG` of the agents.
     pub log: String,
     /// The controllable server's store refuses writes of a former owner. Off: to see what that is good for.
@@ -58,6 +60,7 @@ impl Default for Options {
             timing: BTreeMap::new(),
             agents: true,
             agentless: BTreeSet::new(),
+            sections: BTreeMap::new(),
             log: "info".into(),
             storage_check: true,
         }
@@ -79,6 +82,13 @@ impl Options {
     }
     pub fn timing(mut self, key: &str, ms: u64) -> Options {
         self.timing.insert(key.into(), ms);
+        self
+    }
+    /// A line of TOML for the section of `node`'s role. `{root}` stands for the lab's file system.
+    pub fn section(mut self, node: &str, line: &str) -> Options {
+        let section = self.sections.entry(node.into()).or_default();
+        section.push_str(line);
+        section.push('\n');
         self
     }
     pub fn without_agents(mut self) -> Options {

@@ -1,7 +1,9 @@
 //! The operator's verbs: each asks an agent on this node by its Unix socket. `doctor` works without one, too.
 
 pub mod bypass;
+pub mod drain;
 pub mod flows;
+pub mod moves;
 pub mod route;
 pub mod status;
 
@@ -61,6 +63,11 @@ pub enum Verb {
     /// On a host: the route to the service address.
     #[command(subcommand)]
     Route(RouteVerb),
+    /// At Meta: have all hosts leave an SCVM by planned moves, and nobody move there, until it is undone.
+    Drain(drain::Args),
+    /// At Meta: moves under way.
+    #[command(subcommand)]
+    Move(moves::MoveVerb),
 }
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
@@ -73,6 +80,21 @@ pub enum Switch {
 pub enum RouteVerb {
     /// Take over a route to the service address that somebody else has set.
     Adopt(Common),
+    /// Go to this place by a planned move, and stay there unless it fails.
+    Set {
+        /// An SCVM's name, or NAME/storage, NAME/management.
+        target: String,
+        /// For this long (90s, 30m, 12h, 2d); without it, until `route auto`.
+        #[arg(long = "for", value_parser = drain::duration)]
+        time: Option<std::time::Duration>,
+        /// Who asks, for the record; the user is recorded in any case.
+        #[arg(long, default_value = "")]
+        actor: String,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Pin nothing any more: the host goes where it is best by itself.
+    Auto(Common),
 }
 
 pub fn run(verb: Verb) -> anyhow::Result<()> {
@@ -82,5 +104,7 @@ pub fn run(verb: Verb) -> anyhow::Result<()> {
         Verb::Bypass { switch, common } => bypass::run(switch, common),
         Verb::Doctor { config, output } => doctor::run(&config, output),
         Verb::Route(verb) => route::run(verb),
+        Verb::Drain(args) => drain::run(args),
+        Verb::Move(verb) => moves::run(verb),
     }
 }

@@ -4,7 +4,7 @@ use super::{Common, Output};
 use crate::service;
 use axum::http::Method;
 use reroute_core::ids::{HostId, MS, SEC, ScvmId};
-use reroute_core::proto::{ClusterView, LoginState, SessionState, WantView};
+use reroute_core::proto::{ClusterView, FenceProof, LoginState, SessionState, WantView};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -81,6 +81,28 @@ fn warnings(status: &Status) -> Vec<String> {
         all.push(format!("{} journal entries were lost: look at the disk", local["journal_lost"]));
     }
     let Some(view) = &status.view else { return all };
+    for d in &view.draining {
+        let name = Names(view).scvm(d.scvm);
+        let there = view
+            .logins
+            .iter()
+            .filter(|l| matches!(l.login.state, LoginState::At { scvm, .. } if scvm == d.scvm));
+        all.push(format!(
+            "{name}: being drained, by {}; {} hosts logged in",
+            d.draining.actor,
+            there.count()
+        ));
+    }
+    for l in view.logins.iter().filter(|l| !l.does_not_cover.is_empty()) {
+        // What rests on somebody's word is worth a look; the rest is in the table.
+        if matches!(
+            l.login.state,
+            LoginState::At { proof: FenceProof::Operator | FenceProof::FenceCommand, .. }
+        ) {
+            let name = Names(view).host(l.login.host);
+            all.push(format!("{name}: its login rests on trust in {}", l.does_not_cover));
+        }
+    }
     for s in &view.sessions {
         if s.health.held_clients > 0 {
             all.push(format!("{}: {} clients without an agent are held back", s.name, s.health.held_clients));
@@ -152,9 +174,10 @@ fn logins(view: &ClusterView, names: &Names) -> String {
             }
         };
         let epoch = l.login.epoch().0.to_string();
-        vec![names.host(l.login.host), epoch, stands, time(l.age_ns), proof, l.login.reason.clone()]
+        let trust = if l.does_not_cover.is_empty() { "-".into() } else { l.does_not_cover.clone() };
+        vec![names.host(l.login.host), epoch, stands, time(l.age_ns), proof, l.login.reason.clone(), trust]
     });
-    table(&["LOGIN", "EPOCH", "STANDS", "FOR", "PROOF", "REASON"], rows)
+    table(&["LOGIN", "EPOCH", "STANDS", "FOR", "PROOF", "REASON", "NOT COVERED"], rows)
 }
 
 fn hosts(view: &ClusterView, names: &Names) -> String {
@@ -329,7 +352,7 @@ mod tests {
             "! x1: no agent heard: this host has no failover",
             "SCVM  SESSION  FOR         KEEPALIVE  CLIENTS  CONNS  WAITING",
             "s1    alive    1 min 05 s  40 ms      1        2      3        bypass",
-            "x1     9      moving to s2  7 ms  waits for the fence of s1  silent",
+            "x1     9      moving to s2  7 ms  waits for the fence of s1  silent  -",
         ] {
             assert!(text.lines().any(|l| l == line), "{line:?} is not in\n{text}");
         }

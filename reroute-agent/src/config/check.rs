@@ -43,6 +43,12 @@ impl Config {
             }
         }
         self.check_addresses()?;
+        if let Some(hypervisor) = self.host.as_ref().and_then(|h| h.hypervisor.as_ref()) {
+            hypervisor.check().map_err(|(key, why)| self.bad(format!("host.hypervisor.{key}"), why))?;
+        }
+        if let Some(command) = self.meta.as_ref().and_then(|m| m.fence_command.as_ref()) {
+            command.check().map_err(|(key, why)| self.bad(format!("meta.fence_command.{key}"), why))?;
+        }
         let t = &self.timing;
         for (key, value) in [
             ("timing.pulse_ms", t.pulse_ms),

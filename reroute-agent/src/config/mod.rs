@@ -2,6 +2,9 @@
 //! the role is the node's own. Unknown keys are errors; nothing is guessed from a missing value.
 
 mod check;
+mod fence;
+
+pub use fence::{FenceCommand, Hypervisor};
 
 use reroute_core::ids::{FencePolicy, HostId, HostInfo, MS, Network, ScvmId, ScvmInfo};
 use serde::Deserialize;
@@ -74,6 +77,20 @@ impl Cluster {
     }
     pub fn host(&self, id: HostId) -> Option<&HostEntry> {
         self.hosts.iter().find(|h| h.id == id)
+    }
+    /// An SCVM by its name, or by its id. Errors, in words: there is none.
+    pub fn scvm_named(&self, name: &str) -> Result<ScvmId, String> {
+        let id = name.parse().ok().map(ScvmId);
+        let found = self.scvms.iter().find(|s| s.name == name || Some(s.id) == id);
+        let names = || self.scvms.iter().map(|s| s.name.as_str()).collect::<Vec<_>>().join(", ");
+        found.map(|s| s.id).ok_or_else(|| format!("no SCVM {name:?} in this cluster: there are {}", names()))
+    }
+    /// A host by its name, or by its id. Errors, in words: there is none.
+    pub fn host_named(&self, name: &str) -> Result<HostId, String> {
+        let id = name.parse().ok().map(HostId);
+        let found = self.hosts.iter().find(|h| h.name == name || Some(h.id) == id);
+        let names = || self.hosts.iter().map(|h| h.name.as_str()).collect::<Vec<_>>().join(", ");
+        found.map(|h| h.id).ok_or_else(|| format!("no host {name:?} in this cluster: there are {}", names()))
     }
     pub fn scvm_infos(&self) -> Vec<ScvmInfo> {
         self.scvms.iter().map(ScvmEntry::info).collect()
@@ -293,6 +310,8 @@ pub struct Host {
     pub socket: PathBuf,
     pub metrics: Option<SocketAddr>,
     pub interfaces: Interfaces,
+    /// How to ask whether the domain of the local SCVM is dead. None: nobody is asked.
+    pub hypervisor: Option<Hypervisor>,
     /// Our mark on routes (rtm_protocol).
     #[serde(default = "Host::default_protocol")]
     pub route_protocol: u8,
@@ -311,6 +330,8 @@ pub struct Meta {
     pub state_dir: PathBuf,
     pub socket: PathBuf,
     pub metrics: Option<SocketAddr>,
+    /// A program of the site that fences an SCVM for good. None: nothing is run.
+    pub fence_command: Option<FenceCommand>,
 }
 
 /// Times, in milliseconds. The defaults are those of the design; the lab and tests use them too.

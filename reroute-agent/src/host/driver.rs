@@ -6,9 +6,11 @@
 //! | link to Meta, route and link changes, results of sends and writes | tasks of this runtime | unbounded: none may be lost |
 //! | operators | service's thread | the operator waits |
 
+use super::hypervisor;
 use super::kernel::Kernel;
 use super::metrics::Metrics;
-use super::operator::{self, Adopted, Request, Status};
+use super::notes;
+use super::operator::{self, Adopted, PinWish, Pinned, Request, Status};
 use super::persist;
 use super::pulse::{self, Pulses};
 use crate::config::{Config, Host, HostEntry};
@@ -18,7 +20,7 @@ use crate::netlink::{links, route};
 use crate::{clock, service};
 use anyhow::Context;
 use prometheus_client::registry::Registry;
-use reroute_core::host::{Effect, Found, Input, Machine, Record, Settings};
+use reroute_core::host::{Effect, Found, Input, Machine, Notes, Pin, PinRefused, Record, Settings};
 use reroute_core::ids::*;
 use reroute_core::proto::{ClusterView, EvidenceKind, Order, ToMeta};
 use reroute_core::timeline::Event;
@@ -39,6 +41,9 @@ pub struct Parts {
     pub host: Host,
     pub node: HostEntry,
     pub record: Record,
+    pub notes: Notes,
+    /// Of this node's kernel.
+    pub boot: u64,
     pub journal: Journal,
 }
 
@@ -84,7 +89,11 @@ pub async fn run(parts: Parts, stop: impl Future<Output = ()>) -> anyhow::Result
     )?;
 
     let found = kernel.read_route();
-    let machine = Machine::new(parts.settings.clone(), parts.record, clock::now());
+    let mut machine =
+        Machine::new(parts.settings.clone(), parts.record, clock::now()).with_notes(parts.notes.clone());
+    if let Some(hypervisor) = &parts.host.hypervisor {
+        machine = machine.with_hypervisor(hypervisor.domain().to_string(), parts.boot);
+    }
     let adopted = match &found {
         Ok(found) => format!("route: {found:?}; login on disk: {:?}", parts.record),
         Err(why) => format!("route unreadable: {why}; login on disk: {:?}", parts.record),
@@ -183,6 +192,18 @@ impl Driver {
                     let _ = results.send(Input::Persisted { record, result });
                 });
             }
+            Effect::PersistNotes(notes) => {
+                let (dir, boot) = (self.parts.host.state_dir.clone(), self.parts.boot);
+                self.aside(move || {
+                    let result = notes::store(&dir, &notes, boot).map_err(|error| error.to_string());
+                    Input::NotesPersisted { notes, result }
+                });
+            }
+            Effect::AskHypervisor => {
+                let Some(hypervisor) = self.parts.host.hypervisor.clone() else { return };
+                let began = clock::now();
+                self.aside(move || Input::Hypervisor { began, result: hypervisor::domains(&hypervisor) });
+            }
             Effect::Journal(event) => {
                 if let Event::Verdict { evidence, reason, .. } = &event {
                     self.metrics.moved(cause(evidence.first().map(|e| e.kind), reason));
@@ -193,6 +214,12 @@ impl Driver {
                 self.parts.journal.record(event);
             }
         }
+    }
+
+    /// Something that blocks, on a thread where that harms nobody; its result comes back as an input.
+    fn aside(&self, work: impl FnOnce() -> Input + Send + 'static) {
+        let results = self.results.clone();
+        tokio::task::spawn_blocking(move || results.send(work()));
     }
 
     fn tell_meta(&self, message: ToMeta) {
@@ -303,7 +330,28 @@ impl Driver {
             Request::Adopt(answer) => {
                 let _ = answer.send(self.adopt());
             }
+            Request::Pin(wish, answer) => {
+                let _ = answer.send(self.pin(wish));
+            }
         }
+    }
+
+    /// Pins a place, or takes the pin back. Errors, in words: why it cannot be, and what to do.
+    fn pin(&mut self, wish: Option<PinWish>) -> Result<Pinned, String> {
+        let now = clock::now();
+        let before = self.machine.pinned().cloned();
+        let pin = match wish {
+            None if before.is_none() => return Err(PinRefused::NotPinned.to_string()),
+            None => None,
+            Some(wish) => {
+                let (scvm, network) = operator::place(&self.parts.config.cluster, &wish.target)?;
+                self.machine.check_pin(scvm, network, now).map_err(|refused| refused.to_string())?;
+                let until = wish.for_ms.map(|ms| now.plus(ms.saturating_mul(MS)));
+                Some(Pin { scvm, network, until, actor: wish.actor })
+            }
+        };
+        self.input(Input::Pin(pin.clone()));
+        Ok(Pinned { pin, before })
     }
 
     fn adopt(&mut self) -> Result<Adopted, String> {

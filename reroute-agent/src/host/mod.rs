@@ -4,13 +4,15 @@
 //! tokio's blocking pool and come back as inputs; operators and `/metrics` are on service's thread and ask by a queue.
 
 mod driver;
+mod hypervisor;
 mod kernel;
 mod metrics;
+mod notes;
 mod operator;
 mod persist;
 mod pulse;
 
-pub use operator::{Adopted, Status};
+pub use operator::{Adopted, PinWish, Pinned, Status};
 
 use crate::cli::Refused;
 use crate::config::{Config, ConfigError};
@@ -48,9 +50,11 @@ fn prepare(config: Config) -> anyhow::Result<driver::Parts> {
     let host = config.host()?.clone();
     let node = config.cluster.host(host.id).context("checked with the section")?.clone();
     let record = persist::load(&host.state_dir).map_err(refused)?;
+    let boot = crate::clock::boot_id().context("cannot read this node's boot id")?;
+    let notes = notes::load(&host.state_dir, boot).map_err(refused)?;
     let journal = Journal::open(&host.state_dir, &node.name)
         .with_context(|| format!("cannot open the journal in {}", host.state_dir.display()))?;
-    Ok(driver::Parts { settings: settings(&config)?, config, host, node, record, journal })
+    Ok(driver::Parts { settings: settings(&config)?, config, host, node, record, notes, boot, journal })
 }
 
 /// Nothing was touched: exit code 2.

@@ -16,6 +16,10 @@ pub enum StateError {
         "{path} cannot be understood ({why}): move it away, and the agent will ask Meta for its login instead"
     )]
     Corrupt { path: PathBuf, why: String },
+    #[error(
+        "{path} cannot be understood ({why}): move it away; a pinned route is set anew with `reroute-agent route set`"
+    )]
+    CorruptNotes { path: PathBuf, why: String },
 }
 
 const RECORD: &str = "login.json";

@@ -9,15 +9,17 @@
 //! What goes out to push streams goes into one bounded queue per stream; a stream that does not drain is dropped,
 //! connects again and is told what stands.
 
+use super::fence;
 use super::metrics::{Metrics, reason};
+use super::operator::Question;
 use super::store::{Queue, StoreError, Write, Written};
-use crate::config::{ClusterKey, Config};
+use crate::config::{ClusterKey, Config, FenceCommand};
 use crate::journal::Journal;
 use crate::meta_client::push_direction;
 use crate::{clock, keys};
 use bytes::Bytes;
 use reroute_core::ids::*;
-use reroute_core::meta::{Effect, Input, RequestId, SessionMaster};
+use reroute_core::meta::{Effect, Input, OperatorAnswer, RequestId, SessionMaster};
 use reroute_core::proto::*;
 use reroute_core::timeline::Event;
 use std::collections::BTreeMap;
@@ -41,11 +43,6 @@ pub enum Call {
     Connect { node: NodeId, lines: mpsc::Sender<Bytes> },
 }
 
-/// From an operator; the answer is the status as JSON.
-pub struct Question {
-    pub answer: oneshot::Sender<serde_json::Value>,
-}
-
 struct Stream {
     lines: mpsc::Sender<Bytes>,
     last: BootNs,
@@ -55,6 +52,12 @@ pub struct Driver {
     master: SessionMaster,
     key: ClusterKey,
     cluster: String,
+    fence_command: Option<FenceCommand>,
+    /// Runs of it that have ended.
+    fenced: mpsc::UnboundedSender<Input>,
+    fences: Option<mpsc::UnboundedReceiver<Input>>,
+    /// Operators that wait for an answer.
+    asked: BTreeMap<RequestId, oneshot::Sender<Result<OperatorAnswer, Refusal>>>,
     listen: Vec<std::net::SocketAddr>,
     streams: BTreeMap<NodeId, Vec<Stream>>,
     seqs: BTreeMap<NodeId, u64>,
@@ -80,7 +83,12 @@ impl Driver {
         journal: Journal,
         metrics: Metrics,
     ) -> Driver {
+        let (fenced, fences) = mpsc::unbounded_channel();
         Driver {
+            fence_command: config.meta().ok().and_then(|m| m.fence_command.clone()),
+            fenced,
+            fences: Some(fences),
+            asked: BTreeMap::new(),
             viewed: (master.generation(), clock::now()),
             master,
             key: config.key.clone(),
@@ -113,6 +121,8 @@ impl Driver {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         tokio::pin!(stop);
+        // Taken once: this runs once.
+        let Some(mut fences) = self.fences.take() else { return };
         self.snapshot(clock::now());
         loop {
             tokio::select! {
@@ -120,15 +130,28 @@ impl Driver {
                 () = &mut stop => return Ok(()),
                 Some(done) = written.recv() => self.written(done),
                 Some(call) = calls.recv() => self.call(call),
-                Some(question) = questions.recv() => {
-                    let _ = question.answer.send(self.status());
-                }
+                Some(ended) = fences.recv() => self.input(ended),
+                Some(question) = questions.recv() => self.question(question),
                 _ = tick.tick() => self.tick(),
             }
             if let Some(later) = self.over {
                 return Err(StoreError::LaterTerm { later });
             }
             self.push_view_if_changed();
+        }
+    }
+
+    fn question(&mut self, question: Question) {
+        match question {
+            Question::Status(answer) => {
+                let _ = answer.send(self.status());
+            }
+            Question::Ask(ask, answer) => {
+                self.requests += 1;
+                let request = RequestId(self.requests);
+                self.asked.insert(request, answer);
+                self.input(Input::Operator { request, ask });
+            }
         }
     }
 
@@ -243,12 +266,25 @@ impl Driver {
                     }
                     self.push(node, order, now);
                 }
-                Effect::Store { host, expected, record } => self.write(Write { host, expected, record }),
+                Effect::Store { host, expected, record } => {
+                    self.write(Write::Login { host, expected, record });
+                }
                 Effect::ConfirmLease => {
                     let asked = self.store.confirm(self.master.term());
                     self.store_is_there(asked.is_ok());
                 }
                 Effect::StepDown { later } => self.over = Some(later),
+                Effect::StoreDraining { scvm, draining } => self.write(Write::Draining { scvm, draining }),
+                Effect::RunFenceCommand(run) => {
+                    if let Some(command) = self.fence_command.clone() {
+                        fence::start(command, run, self.fenced.clone());
+                    }
+                }
+                Effect::Answer { request, answer } => {
+                    if let Some(waits) = self.asked.remove(&request) {
+                        let _ = waits.send(answer);
+                    }
+                }
                 Effect::Journal(event) => self.journal(now, event),
             }
         }

@@ -5,12 +5,14 @@
 //! | `driver` | the task that owns the session master (`reroute_core::meta`) |
 //! | `http` | what agents post, and their push streams |
 //! | `store` | where logins are kept: compare-and-set on a thread of its own |
+//! | `fence` | the site's fence command |
 //! | `operator`, `metrics` | what people and Prometheus see |
 
 mod driver;
+mod fence;
 mod http;
 mod metrics;
-mod operator;
+pub mod operator;
 pub mod store;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -64,7 +66,7 @@ pub struct Meta {
     opened: Opened,
     journal: Journal,
     metrics: Metrics,
-    questions: mpsc::Receiver<driver::Question>,
+    questions: mpsc::Receiver<operator::Question>,
     service: ServiceHandle,
 }
 
@@ -95,7 +97,12 @@ impl Meta {
         let metrics = Metrics::new();
         let (asking, questions) = mpsc::channel(16);
         let registry = Arc::new(metrics.registry());
-        let service = service::serve(&section.socket, section.metrics, registry, operator::router(asking))?;
+        let service = service::serve(
+            &section.socket,
+            section.metrics,
+            registry,
+            operator::router(asking, &config.cluster),
+        )?;
         Ok(Meta { config, listeners, store, opened, journal, metrics, questions, service })
     }
 
@@ -109,7 +116,11 @@ impl Meta {
         })?;
         let adopted = format!("{} logins, {}", opened.logins.len(), opened.term);
         journal.record(Event::Started { role: "meta".into(), adopted });
-        let master = SessionMaster::new(settings(&config, &opened), opened.logins, clock::now());
+        let mut master = SessionMaster::new(settings(&config, &opened), opened.logins, clock::now())
+            .with_draining(opened.draining);
+        if let Some(command) = &config.meta()?.fence_command {
+            master = master.with_fence_command(fence::settings(command));
+        }
         let listen = listeners.iter().map(|(address, _)| *address).collect();
         let router = http::router(http::Gate::new(&config, calling, metrics.clone()));
         let mut servers = tokio::task::JoinSet::new();

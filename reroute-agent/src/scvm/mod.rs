@@ -29,7 +29,7 @@ use crate::journal::Journal;
 use crate::sensor::{Registration, Sensor};
 use crate::{clock, keys, realtime, sensor};
 use anyhow::{Context, bail};
-use reroute_core::ids::ScvmId;
+use reroute_core::ids::{Incarnation, ScvmId};
 use reroute_core::scvm::{Mode, Settings};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -52,7 +52,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     let timing = config.timing;
     let settings = Settings {
         id: scvm.id,
-        boot: incarnation,
+        boot: Incarnation(clock::boot_id().context("cannot read the boot id")?),
         policy: entry.server.policy,
         mode: match scvm.mode {
             AdmissionMode::Enforce => Mode::Enforce,

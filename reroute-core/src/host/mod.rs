@@ -9,6 +9,7 @@
 //! | [`decide`] | stay, change the path, or ask for a move |
 //! | [`phase`], [`moves`] | a move from Meta's order to the arrival |
 //! | [`route`] | the route: set, put back, adopted, refused |
+//! | [`notes`] | what outlives the process besides the login |
 //! | [`wishes`] | what operators want: a pinned place, an SCVM to be left |
 //! | [`hypervisor`] | whether the domain of the local SCVM is dead |
 //! | [`wire`] | a pulse as bytes |
@@ -20,6 +21,7 @@ mod choice;
 mod decide;
 mod hypervisor;
 mod moves;
+mod notes;
 mod path;
 mod phase;
 mod pulses;
@@ -33,6 +35,7 @@ mod wishes;
 mod tests;
 
 pub use hypervisor::{Domain, KnownDomain, Life};
+pub use notes::Notes;
 pub use pulses::PulseFlag;
 pub use report::Local;
 pub use route::{Found, RouteFailure};
@@ -74,16 +77,6 @@ pub struct Record {
     /// Of the last leader whose order was followed: none of an earlier term is.
     #[serde(default)]
     pub term: Term,
-}
-
-/// What else outlives the process; losing it does no harm.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Notes {
-    /// Where an operator wants this host to be.
-    pub pin: Option<Pin>,
-    /// The domain of the local SCVM as last seen alive.
-    pub domain: Option<KnownDomain>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -318,13 +311,6 @@ impl Machine {
         }
     }
 
-    /// What the last instance has noted.
-    pub fn with_notes(mut self, notes: Notes) -> Machine {
-        self.notes_written = notes.clone();
-        self.notes = notes;
-        self
-    }
-
     /// The hypervisor can be asked: the local SCVM is the domain of this name. `boot`: of this node.
     pub fn with_hypervisor(mut self, domain: String, boot: u64) -> Machine {
         self.hypervisor = Some(hypervisor::Hypervisor::new(domain, boot));
@@ -435,27 +421,5 @@ impl Machine {
             }
         }
         self.write_record(now, fx);
-    }
-
-    fn write_notes(&mut self, now: BootNs, fx: &mut Effects) {
-        if !self.notes_writing && now >= self.notes_retry_at && self.notes != self.notes_written {
-            self.notes_writing = true;
-            fx.push(Effect::PersistNotes(self.notes.clone()));
-        }
-    }
-
-    fn notes_persisted(&mut self, notes: Notes, result: Result<(), String>, now: BootNs, fx: &mut Effects) {
-        self.notes_writing = false;
-        match result {
-            Ok(()) => {
-                self.notes_written = notes;
-                self.faults.remove("notes");
-            }
-            Err(why) => {
-                self.notes_retry_at = now.plus(SEC);
-                self.fault("notes", format!("the pinned place and the domain were not noted: {why}"), fx);
-            }
-        }
-        self.write_notes(now, fx);
     }
 }

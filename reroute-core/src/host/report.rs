@@ -19,6 +19,9 @@ pub struct Local {
     /// How often this agent itself was late.
     pub late: u64,
     pub faults: Vec<String>,
+    /// Where an operator wants this host to be.
+    #[serde(default)]
+    pub pin: Option<Pin>,
 }
 
 impl Machine {
@@ -68,6 +71,7 @@ impl Machine {
             hold_down_ns: self.hold_down.clone().wait_ns(now),
             late: self.late,
             faults: self.faults.values().cloned().collect(),
+            pin: self.pinned().cloned(),
         }
     }
 

@@ -33,7 +33,7 @@ mod view;
 mod wanted;
 
 pub use lease::Leadership;
-pub use operator::{OperatorAnswer, OperatorAsk};
+pub use operator::{OperatorAnswer, OperatorAsk, StillThere};
 pub use proofs::command::{
     Outcome as FenceCommandOutcome, Run as FenceCommandRun, Settings as FenceCommandSettings,
 };

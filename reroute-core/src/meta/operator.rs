@@ -84,9 +84,9 @@ impl SessionMaster {
                 self.vouch(host, scvm, epoch, actor, now, out).map(Some)
             }
         };
-        match answer.transpose() {
-            Some(answer) => out.push(Effect::Answer { request, answer }),
-            None => {} // when the store has it
+        // None: when the store has it.
+        if let Some(answer) = answer.transpose() {
+            out.push(Effect::Answer { request, answer });
         }
     }
 

@@ -54,7 +54,7 @@ const FAULT_GAP_NS: u64 = 10 * SEC;
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Settings {
     pub id: ScvmId,
-    /// This run of the agent.
+    /// This boot of the SCVM's kernel.
     pub boot: Incarnation,
     pub policy: FencePolicy,
     /// Enforce or shadow, as configured.

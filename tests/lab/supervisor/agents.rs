@@ -156,6 +156,9 @@ fn configuration(options: &Options, root: &Path, node: Node) -> String {
             }
         }
     }
+    if let Some(section) = options.sections.get(&node.to_string()) {
+        text.push_str(&section.replace("{root}", &root.display().to_string()));
+    }
     text
 }
 
@@ -173,7 +176,9 @@ mod tests {
         let options = Options { mode: Some("shadow".into()), ..Options::default() }
             .timing("silent_ms", 70)
             .policy(FencePolicy::Wait)
-            .agentless(3);
+            .agentless(3)
+            .section("meta", "fence_command = { command = [\"{root}/fence\"] }")
+            .section("host1", "hypervisor = { kind = \"xl\", domain = \"scvm1\", command = \"{root}/xl\" }");
         for node in Node::all() {
             let path = root.join(format!("{node}.toml"));
             std::fs::write(&path, configuration(&options, &root, node)).unwrap();
@@ -181,6 +186,10 @@ mod tests {
             assert_eq!(config.timing.silent_ms, 70);
             assert_eq!(config.cluster.scvms[2].server.policy, FencePolicy::Wait);
             assert_eq!(config.meta().is_ok(), node == Node::Meta);
+            if let Ok(meta) = config.meta() {
+                let fence = root.join("fence").display().to_string();
+                assert_eq!(meta.fence_command.as_ref().map(|c| &c.command[..]), Some(&[fence][..]));
+            }
             assert_eq!(config.host().is_ok(), matches!(node, Node::Host(_)) && has_agent(&options, node));
             assert_eq!(config.scvm().is_ok(), matches!(node, Node::Scvm(_)));
         }

@@ -1,6 +1,7 @@
 use super::{Opened, Store, StoreError};
-use reroute_core::ids::{HostId, Term};
+use reroute_core::ids::{HostId, ScvmId, Term};
 use reroute_core::meta::{Record, Versioned};
+use reroute_core::proto::Draining;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,6 +17,7 @@ struct Kept {
     cluster: Option<String>,
     term: Term,
     logins: BTreeMap<HostId, Versioned>,
+    draining: BTreeMap<ScvmId, Draining>,
 }
 
 fn check(last: Term, ours: Term) -> Result<(), StoreError> {
@@ -31,7 +33,7 @@ impl Store for Memory {
             return Err(StoreError::OtherCluster { path, found, ours });
         }
         kept.term = Term(kept.term.0 + 1);
-        Ok(Opened { term: kept.term, logins: kept.logins.clone() })
+        Ok(Opened { term: kept.term, logins: kept.logins.clone(), draining: kept.draining.clone() })
     }
 
     fn read(&mut self, host: HostId) -> Result<Option<Versioned>, StoreError> {
@@ -57,5 +59,14 @@ impl Store for Memory {
         let version = expected.unwrap_or(0) + 1;
         kept.logins.insert(host, Versioned { version, record: record.clone() });
         Ok(version)
+    }
+
+    fn set_draining(&mut self, scvm: ScvmId, draining: Option<&Draining>) -> Result<(), StoreError> {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        match draining {
+            Some(draining) => kept.draining.insert(scvm, draining.clone()),
+            None => kept.draining.remove(&scvm),
+        };
+        Ok(())
     }
 }

@@ -12,8 +12,9 @@ mod tests;
 pub use memory::Memory;
 pub use redb::Redb;
 
-use reroute_core::ids::{HostId, Term};
+use reroute_core::ids::{HostId, ScvmId, Term};
 use reroute_core::meta::{Input, Record, Versioned};
+use reroute_core::proto::Draining;
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -45,6 +46,8 @@ pub struct Opened {
     /// One more than any term before; durable already.
     pub term: Term,
     pub logins: BTreeMap<HostId, Versioned>,
+    /// SCVMs that are being drained.
+    pub draining: BTreeMap<ScvmId, Draining>,
 }
 
 pub trait Store: Send {
@@ -64,13 +67,14 @@ pub trait Store: Send {
         expected: Option<u64>,
         record: &Record,
     ) -> Result<u64, StoreError>;
+    /// Keeps that this SCVM is being drained, or (None) no more; durable when it returns.
+    fn set_draining(&mut self, scvm: ScvmId, draining: Option<&Draining>) -> Result<(), StoreError>;
 }
 
 /// A write for the store's thread.
-pub struct Write {
-    pub host: HostId,
-    pub expected: Option<u64>,
-    pub record: Record,
+pub enum Write {
+    Login { host: HostId, expected: Option<u64>, record: Record },
+    Draining { scvm: ScvmId, draining: Option<Draining> },
 }
 
 /// What became of a write or a question, and how long it took.
@@ -183,19 +187,23 @@ pub fn spawn(
 }
 
 fn carry_out(store: &mut impl Store, task: Task) -> (Input, bool) {
-    let (host, outcome) = match task {
-        Task::Confirm(term) => {
-            return match store.confirm(term) {
-                Ok(()) => (Input::LeaseConfirmed, false),
-                Err(StoreError::LaterTerm { later }) => (Input::LeaseOver { later }, true),
-                Err(error) => (Input::LeaseFailed { why: error.to_string() }, true),
-            };
+    match task {
+        Task::Confirm(term) => match store.confirm(term) {
+            Ok(()) => (Input::LeaseConfirmed, false),
+            Err(StoreError::LaterTerm { later }) => (Input::LeaseOver { later }, true),
+            Err(error) => (Input::LeaseFailed { why: error.to_string() }, true),
+        },
+        Task::Write(Write::Login { host, expected, record }) => login(store, host, expected, &record),
+        Task::Write(Write::Draining { scvm, draining }) => {
+            let result = store.set_draining(scvm, draining.as_ref()).map_err(|e| e.to_string());
+            let failed = result.is_err();
+            (Input::DrainingStored { scvm, result }, failed)
         }
-        Task::Write(Write { host, expected, record }) => {
-            (host, store.compare_and_set(host, expected, &record))
-        }
-    };
-    match outcome {
+    }
+}
+
+fn login(store: &mut impl Store, host: HostId, expected: Option<u64>, record: &Record) -> (Input, bool) {
+    match store.compare_and_set(host, expected, record) {
         Ok(version) => (Input::StoreDone { host, version }, false),
         Err(StoreError::LaterTerm { later }) => (Input::LeaseOver { later }, true),
         Err(error) => {

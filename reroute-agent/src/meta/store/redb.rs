@@ -2,14 +2,17 @@
 
 use super::{Opened, Store, StoreError};
 use redb::{Database, DatabaseError, Durability, ReadableDatabase, ReadableTable, TableDefinition};
-use reroute_core::ids::{HostId, Term};
+use reroute_core::ids::{HostId, ScvmId, Term};
 use reroute_core::meta::{Record, Versioned};
+use reroute_core::proto::Draining;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 const ABOUT: TableDefinition<&str, &[u8]> = TableDefinition::new("about");
 /// Host id → [`Versioned`] as JSON.
 const LOGINS: TableDefinition<u32, &[u8]> = TableDefinition::new("logins");
+/// SCVM id → [`Draining`] as JSON.
+const DRAINING: TableDefinition<u32, &[u8]> = TableDefinition::new("draining");
 /// Records are small and few; the process locks its memory.
 const CACHE: usize = 8 << 20;
 
@@ -104,7 +107,19 @@ impl Store for Redb {
                 let host = host.value();
                 logins.insert(HostId(host), self.parse(host, value.value())?);
             }
-            Ok(Opened { term, logins })
+            let table = txn.open_table(DRAINING).map_err(|e| self.unusable(e))?;
+            let mut draining = BTreeMap::new();
+            for entry in table.iter().map_err(|e| self.unusable(e))? {
+                let (scvm, value) = entry.map_err(|e| self.unusable(e))?;
+                let scvm = scvm.value();
+                let parsed = serde_json::from_slice(value.value()).map_err(|e| StoreError::Malformed {
+                    path: self.path.clone(),
+                    key: format!("draining/{scvm}"),
+                    why: e.to_string(),
+                })?;
+                draining.insert(ScvmId(scvm), parsed);
+            }
+            Ok(Opened { term, logins, draining })
         })
     }
 
@@ -143,6 +158,22 @@ impl Store for Redb {
                 .map_err(|e| self.unusable(e))?;
             table.insert(host.0, bytes.as_slice()).map_err(|e| self.unusable(e))?;
             Ok(version)
+        })
+    }
+
+    fn set_draining(&mut self, scvm: ScvmId, draining: Option<&Draining>) -> Result<(), StoreError> {
+        self.write(|txn| {
+            let mut table = txn.open_table(DRAINING).map_err(|e| self.unusable(e))?;
+            match draining {
+                Some(draining) => {
+                    let bytes = serde_json::to_vec(draining).map_err(|e| self.unusable(e))?;
+                    table.insert(scvm.0, bytes.as_slice()).map_err(|e| self.unusable(e))?;
+                }
+                None => {
+                    table.remove(scvm.0).map_err(|e| self.unusable(e))?;
+                }
+            }
+            Ok(())
         })
     }
 }

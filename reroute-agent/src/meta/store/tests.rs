@@ -1,6 +1,6 @@
 use super::*;
 use reroute_core::ids::{Epoch, ScvmId};
-use reroute_core::proto::{FenceProof, Login, LoginState};
+use reroute_core::proto::{Draining, FenceProof, Login, LoginState};
 
 fn record(host: u32, epoch: u64) -> Record {
     of_term(1, host, epoch)
@@ -26,12 +26,19 @@ fn contract(make: impl Fn() -> Box<dyn Store>) {
         assert_eq!(found.unwrap().record, record(7, 1));
     }
     assert_eq!(store.compare_and_set(host, Some(1), &record(7, 2)).unwrap(), 2);
+    assert!(opened.draining.is_empty());
+    let draining = Draining { actor: "a".into(), at_unix_ms: 1 };
+    for scvm in [1, 2] {
+        store.set_draining(ScvmId(scvm), Some(&draining)).unwrap();
+    }
+    store.set_draining(ScvmId(1), None).unwrap();
     drop(store);
 
     let mut again = make();
     assert!(matches!(again.open("c2"), Err(StoreError::OtherCluster { .. })));
     let opened = again.open("c1").unwrap();
     assert_eq!(opened.term, Term(2), "a refused claim begins no term");
+    assert_eq!(opened.draining, [(ScvmId(2), draining)].into());
     assert_eq!(opened.logins[&host], Versioned { version: 2, record: record(7, 2) });
 
     // Whoever had the term before leads no more, and writes no more.
@@ -78,7 +85,7 @@ fn the_thread_answers_every_write() {
     let mut store = Memory::default();
     store.open("c1").unwrap();
     let queue = spawn(store, move |w| answers.send(w.input).unwrap()).unwrap();
-    let write = |expected| Write { host: HostId(1), expected, record: record(1, 1) };
+    let write = |expected| Write::Login { host: HostId(1), expected, record: record(1, 1) };
     queue.write(write(None)).unwrap();
     queue.write(write(None)).unwrap();
     assert_eq!(got.recv().unwrap(), Input::StoreDone { host: HostId(1), version: 1 });
