@@ -121,10 +121,8 @@ impl Kernel {
                     word.is_admitted()
                 };
                 let stamp = BootNs(pulse.scvm_stamp);
-                let genuine = pulse.scvm_boot == self.boot
-                    && stamp.0 != 0
-                    && stamp <= now
-                    && stamp >= self.released_at;
+                let genuine =
+                    pulse.scvm_boot == self.boot && stamp.0 != 0 && stamp <= now && stamp >= self.released_at;
                 if same && !story.has(Safeguard::StampEcho) {
                     self.affirm_deadline = self.affirm_deadline.max(now.plus(story.affirm_ns));
                 } else if same && genuine {

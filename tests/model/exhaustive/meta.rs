@@ -52,14 +52,7 @@ impl World {
         self.feed_meta(i, Input::Tick);
     }
 
-    pub fn post_arrives(
-        &mut self,
-        from: NodeId,
-        incarnation: Incarnation,
-        seq: u64,
-        i: usize,
-        msg: ToMeta,
-    ) {
+    pub fn post_arrives(&mut self, from: NodeId, incarnation: Incarnation, seq: u64, i: usize, msg: ToMeta) {
         let msg = self.with_present_epoch(from, msg);
         let Some(leader) = &mut self.metas[i].edit().leader else { return };
         leader.requests.0 += 1;
