@@ -189,7 +189,8 @@ impl<'a> Sim<'a> {
         };
         if let Some(node) = dies {
             let disk = |p: &Pending| p.nature() == Nature::Disk && p.way().1 == node;
-            let ids: Vec<Id> = self.world.flight.iter().filter(|(_, p)| disk(p)).map(|(id, _)| id).collect();
+            let ids: Vec<Id> =
+                self.world.flight.iter().filter(|(_, p)| disk(p)).map(|(id, _)| id).collect();
             for id in ids {
                 let step = if self.rng.bool() { Step::Do(id) } else { Step::Lose(id) };
                 self.step(step);
@@ -398,7 +399,10 @@ impl<'a> Sim<'a> {
             Pending::Execute { .. } if chance(rng, m.slow_calls) => between(rng, MS, 200 * MS),
             Pending::Execute { .. } => rng.u64(50_000..600_000),
             Pending::Reap { .. } => between(rng, 100_000, 200 * MS),
-            Pending::Pulse(_) | Pending::PulseReply { .. } | Pending::Call { .. } | Pending::Reply { .. } => {
+            Pending::Pulse(_)
+            | Pending::PulseReply { .. }
+            | Pending::Call { .. }
+            | Pending::Reply { .. } => {
                 if chance(rng, m.loss) {
                     return self.step(Step::Lose(id));
                 }

@@ -218,4 +218,5 @@ impl World {
             NodeId::Scvm(scvm) => self.scvm_answer(scvm, incarnation, seq, reply),
         }
     }
+
 }

@@ -168,11 +168,9 @@ impl World {
                 let changes = host.route_changes;
                 // Those opened since the route was replaced lead to the new server.
                 let source = host.route.map_or(Network::Private, |p| p.network);
-                let old = host
-                    .client
-                    .conn
-                    .as_ref()
-                    .is_some_and(|c| Some(c.source) != keep && (c.route < changes || c.source != source));
+                let old = host.client.conn.as_ref().is_some_and(|c| {
+                    Some(c.source) != keep && (c.route < changes || c.source != source)
+                });
                 if old {
                     host.client.reset(now);
                     self.out.client(id);
@@ -218,7 +216,13 @@ impl World {
         }
     }
 
-    pub(super) fn host_answer(&mut self, id: HostId, incarnation: Incarnation, seq: u64, reply: MetaReply) {
+    pub(super) fn host_answer(
+        &mut self,
+        id: HostId,
+        incarnation: Incarnation,
+        seq: u64,
+        reply: MetaReply,
+    ) {
         let Some(agent) = &mut self.host_mut(id).agent else { return };
         if agent.link.incarnation != incarnation {
             return;

@@ -67,7 +67,10 @@ impl Oracle {
             replied: BTreeMap::new(),
             admitted: BTreeMap::new(),
         };
-        Oracle { hosts: settings.host_ids().map(|h| (h, data.clone())).collect(), violations: Vec::new() }
+        Oracle {
+            hosts: settings.host_ids().map(|h| (h, data.clone())).collect(),
+            violations: Vec::new(),
+        }
     }
 
     pub fn data(&self, host: HostId) -> Option<&Data> {
@@ -92,8 +95,9 @@ impl Oracle {
         let Some(data) = self.hosts.get_mut(&host) else { return };
         match data.accepted {
             Some((later, other)) if later > epoch && other != scvm && !doubtful => {
-                let what =
-                    format!("{scvm} let a call of {host} in at {epoch}, after {other} did so at {later}");
+                let what = format!(
+                    "{scvm} let a call of {host} in at {epoch}, after {other} did so at {later}"
+                );
                 self.say(Kind::TwoServe, what);
             }
             Some((known, _)) if known >= epoch => {}

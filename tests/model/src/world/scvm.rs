@@ -363,7 +363,13 @@ impl World {
         }
     }
 
-    pub(super) fn scvm_answer(&mut self, id: ScvmId, incarnation: Incarnation, seq: u64, reply: MetaReply) {
+    pub(super) fn scvm_answer(
+        &mut self,
+        id: ScvmId,
+        incarnation: Incarnation,
+        seq: u64,
+        reply: MetaReply,
+    ) {
         let now = self.local(Node::Scvm(id));
         let counts_from_sending = self.settings.has(Safeguard::SendStampCounting);
         let Some(agent) = &mut self.scvm_mut(id).agent else { return };
@@ -673,9 +679,9 @@ impl World {
         node.server.end();
         node.kernel = Kernel::new(&settings, boot);
         node.doubtful.clear();
-        self.flight.retain(
-            |p| !matches!(p, Pending::Execute { scvm, .. } | Pending::Reap { scvm, .. } if *scvm == id),
-        );
+        self.flight.retain(|p| {
+            !matches!(p, Pending::Execute { scvm, .. } | Pending::Reap { scvm, .. } if *scvm == id)
+        });
     }
 
     pub(super) fn power_on(&mut self, id: ScvmId) {
@@ -708,10 +714,7 @@ impl World {
                 let at = self.local(Node::Scvm(other));
                 let node = self.scvm(other);
                 let word = Epoch(node.kernel.word(host).epoch());
-                if node.on
-                    && node.kernel.admits(host, at)
-                    && !self.is_doubtful(other, host, word)
-                    && !node.frozen
+                if node.on && node.kernel.admits(host, at) && !self.is_doubtful(other, host, word) && !node.frozen
                 {
                     let what = format!("{id} at {epoch} and {other} at {word} both admit {host}");
                     self.oracle.say(super::oracle::Kind::TwoAdmit, what);

@@ -88,13 +88,15 @@ impl World {
             }
             Pending::Connect { .. } => {
                 let network = network?;
-                let whole = self.links.carries(from, to, network) && self.links.carries(to, from, network);
+                let whole =
+                    self.links.carries(from, to, network) && self.links.carries(to, from, network);
                 (!whole || !self.is_up(to) || !self.is_up(from) || self.is_frozen(from))
                     .then_some(Blocked::Away)
             }
             Pending::Line { .. } => {
                 let network = network?;
-                let whole = self.links.carries(from, to, network) && self.links.carries(to, from, network);
+                let whole =
+                    self.links.carries(from, to, network) && self.links.carries(to, from, network);
                 (!whole || self.is_frozen(from)).then_some(Blocked::Away)
             }
             _ => None,
