@@ -2,6 +2,7 @@
 
 mod bench;
 mod fuzz;
+mod model;
 mod setup;
 mod stages;
 mod vm;
@@ -59,6 +60,14 @@ enum Verb {
         #[arg(long)]
         address: bool,
     },
+    /// Search all states of the protocol within bounds: every story, with so many troubles anywhere.
+    Model {
+        /// Troubles in each story, at least; each one more takes some hundred times as long.
+        #[arg(long, default_value_t = 0)]
+        depth: u8,
+        /// Only the searches whose name contains this.
+        only: Option<String>,
+    },
     /// Load the programs and run their tests on other kernels, in qemu; those of Debian are downloaded.
     Vm {
         /// Only this one; else both.
@@ -81,6 +90,7 @@ fn main() -> ExitCode {
         Verb::Chaos { args } => chaos(args),
         Verb::Test { long } => stages::run(long),
         Verb::Fuzz { target, seconds, address } => fuzz::run(target, seconds, address),
+        Verb::Model { depth, only } => model::run(depth, only.as_deref()),
         Verb::Vm { kernel } => vm::run(kernel),
         Verb::Bench { what } => bench::run(what),
     };

@@ -41,6 +41,21 @@ const STAGES: &[Stage] = &[
         ],
     },
     Stage {
+        // Each search uses two CPUs, and says how many states it has seen.
+        name: "model",
+        cargo: &[
+            "test",
+            "--release",
+            "--workspace",
+            "--test",
+            "model",
+            "--no-fail-fast",
+            "--",
+            "--nocapture",
+            "--test-threads=1",
+        ],
+    },
+    Stage {
         name: "NFS tests",
         cargo: &["test", "--release", "--workspace", "--test", "nfs", "--no-fail-fast"],
     },

@@ -180,6 +180,12 @@ impl World {
             Effect::Persist(record) => {
                 self.add(Pending::Persist { host: id, incarnation, record });
             }
+            // Nobody pins a host here, and there is no hypervisor to ask.
+            Effect::PersistNotes(notes) => inputs.push_back(Input::NotesPersisted { notes, result: Ok(()) }),
+            Effect::AskHypervisor => {
+                let result = Err("no hypervisor is configured".to_string());
+                inputs.push_back(Input::Hypervisor { began: now, result });
+            }
             Effect::Journal(event) => self.out.say(Said { node: Node::Host(id), at: now, event }),
         }
     }

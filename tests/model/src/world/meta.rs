@@ -34,6 +34,8 @@ pub struct Leader {
     streams: u64,
     /// Forged messages carry numbers of their own.
     forged: u64,
+    /// Who waits for an answer; some come only when the store has confirmed the lease.
+    asked: BTreeMap<RequestId, (NodeId, Incarnation, u64, Network)>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -60,6 +62,7 @@ impl World {
             next_tick: now,
             streams: 0,
             forged: 0,
+            asked: BTreeMap::new(),
         });
         self.out.touch(Node::Meta(id));
     }
@@ -78,7 +81,7 @@ impl World {
             return;
         }
         leader.next_tick = now.plus(tick);
-        self.feed_meta(id, Input::Tick, None);
+        self.feed_meta(id, Input::Tick);
         let quiet = |(s, stream): (&StreamId, &Stream)| {
             (s.meta == id && now.since(stream.sent_at) >= HELLO_EVERY_NS).then_some(s.node)
         };
@@ -89,28 +92,21 @@ impl World {
         }
     }
 
-    /// `answer_to`: who asked, and by which network.
-    fn feed_meta(&mut self, id: u8, input: Input, answer_to: Option<(NodeId, Incarnation, u64, Network)>) {
+    fn feed_meta(&mut self, id: u8, input: Input) {
         let now = self.local(Node::Meta(id));
         let Some(leader) = &mut self.meta_mut(id).leader else { return };
         for effect in leader.master.handle(input, now) {
-            self.meta_effect(id, effect, now, answer_to);
+            self.meta_effect(id, effect, now);
         }
         self.push_view_if_changed(id, now);
         self.out.touch(Node::Meta(id));
     }
 
-    fn meta_effect(
-        &mut self,
-        id: u8,
-        effect: Effect,
-        now: BootNs,
-        answer_to: Option<(NodeId, Incarnation, u64, Network)>,
-    ) {
+    fn meta_effect(&mut self, id: u8, effect: Effect, now: BootNs) {
         let Some(leader) = &mut self.meta_mut(id).leader else { return };
         match effect {
-            Effect::Reply { mut reply, .. } => {
-                let Some((to, incarnation, seq, network)) = answer_to else { return };
+            Effect::Reply { request, mut reply } => {
+                let Some((to, incarnation, seq, network)) = leader.asked.remove(&request) else { return };
                 if let MetaReply::Session { orders_to, .. } = &mut reply {
                     *orders_to = leader.seqs.get(&to).copied().unwrap_or(0);
                 }
@@ -129,6 +125,15 @@ impl World {
                 let record = Box::new(record);
                 self.add(Pending::Store { meta: id, term, host, expected, record });
             }
+            Effect::ConfirmLease => {
+                let term = leader.master.term();
+                let over = self.settings.has(Safeguard::LeaderLease) && self.store.term > term;
+                let later = self.store.term;
+                self.feed_meta(id, if over { Input::LeaseOver { later } } else { Input::LeaseConfirmed });
+            }
+            Effect::StepDown { .. } => self.crash_meta(id),
+            // No operator asks, and no fence command is configured.
+            Effect::RunFenceCommand(_) | Effect::StoreDraining { .. } | Effect::Answer { .. } => {}
             Effect::Journal(event) => self.out.say(Said { node: Node::Meta(id), at: now, event }),
         }
     }
@@ -148,7 +153,7 @@ impl World {
             msg,
         };
         for effect in leader.master.handle(input, now) {
-            self.meta_effect(id, effect, now, None);
+            self.meta_effect(id, effect, now);
         }
     }
 
@@ -161,8 +166,8 @@ impl World {
         let Some(leader) = &mut self.meta_mut(id).leader else { return };
         leader.requests += 1;
         let request = RequestId(leader.requests);
-        let input = Input::Message { request, from, incarnation, seq, msg };
-        self.feed_meta(id, input, Some((from, incarnation, seq, network)));
+        leader.asked.insert(request, (from, incarnation, seq, network));
+        self.feed_meta(id, Input::Message { request, from, incarnation, seq, msg });
     }
 
     /// A node opens a push stream: first a sign of life and the view, then what it must know.
@@ -179,7 +184,7 @@ impl World {
         for order in [Order::Hello { cluster: "world".into() }, Order::View { view }] {
             self.put_line(stream, FromMeta { term, seq: 0, order }, now);
         }
-        self.feed_meta(id, Input::Connected { node }, None);
+        self.feed_meta(id, Input::Connected { node });
     }
 
     fn push_view_if_changed(&mut self, id: u8, now: BootNs) {
@@ -240,7 +245,7 @@ impl World {
             None | Some(Failure::Refused) => failed(Some(self.store.logins.get(&host).cloned())),
             Some(Failure::Unknown | Failure::Lost) => failed(None),
         };
-        self.feed_meta(meta, input, None);
+        self.feed_meta(meta, input);
     }
 
     /// The login as it is stored: where, and at which epoch. None: none yet, or it moves.

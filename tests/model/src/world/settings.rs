@@ -180,10 +180,7 @@ impl Settings {
             host,
             local: self.local(host),
             scvms: self.scvm_ids().collect(),
-            checked_by_storage: self
-                .scvm_ids()
-                .filter(|s| self.policy(*s) == FencePolicy::Storage)
-                .collect(),
+            checked_by_storage: self.scvm_ids().filter(|s| self.policy(*s) == FencePolicy::Storage).collect(),
             pulse_ns: t.pulse,
             standby_ns: t.standby,
             rest_ns: t.rest,
@@ -204,6 +201,7 @@ impl Settings {
             keepalive_ns: t.keepalive,
             session_ns: t.session,
             session_no_agent_ns: t.session_no_agent,
+            affirm_ns: t.affirm,
             silent_ns: t.silent,
             drain_ns: t.drain,
             planned_drain_ns: t.planned_drain,
@@ -228,6 +226,7 @@ impl Settings {
             storage: address(3, id.0),
             management: address(4, id.0),
             local_scvm: self.local(id),
+            has_agent: true,
         };
         meta::Settings {
             cluster: "world".into(),
@@ -237,7 +236,9 @@ impl Settings {
             keepalive_ns: t.keepalive,
             session_ns: t.session,
             longest_session_ns: t.session,
+            leader_ns: 300 * MS,
             affirm_ns: t.affirm,
+            agentless: meta::Agentless::default(),
             planned_drain_ns: t.planned_drain,
             resend_ns: t.resend,
         }

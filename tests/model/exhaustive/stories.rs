@@ -1,0 +1,177 @@
+//! The stories that are searched. Rounds are of 50 ms.
+
+use super::story::Happens::*;
+use super::story::*;
+use reroute_core::ids::FencePolicy::*;
+use reroute_core::ids::ScvmId;
+
+const HOST: Node = Node::Host;
+const META: Node = Node::Meta(0);
+const AT_A: Node = Node::Scvm(A);
+
+/// Everything the adversary knows, among this many servers.
+fn all(servers: u32) -> Vec<Trouble> {
+    let mut all = vec![Trouble::Drop];
+    // A little; longer than an affirmation; nearly a session; longer than the leases of leader and session together.
+    all.extend([1, 5, 9, 20].map(Trouble::Delay));
+    all.extend([1, 5, 20].map(Trouble::Twice));
+    all.extend([1, 6].map(Trouble::CrashHost));
+    all.extend([1, 6].map(Trouble::CrashMeta));
+    all.push(Trouble::SecondLeader);
+    let mut nodes = vec![HOST, META];
+    for id in (1..=servers).map(ScvmId) {
+        let at = Node::Scvm(id);
+        nodes.push(at);
+        all.extend([1, 6].map(|down| Trouble::CrashAgent(id, down)));
+        all.push(Trouble::LoseSight(id));
+        all.extend([HOST, META].map(|from| Trouble::Cut(from, at, 12)));
+    }
+    all.extend([Trouble::Cut(HOST, META, 12), Trouble::Cut(META, Node::Store, 12)]);
+    all.extend(nodes.iter().flat_map(|node| [3, 9, 22].map(|rounds| Trouble::Freeze(*node, rounds))));
+    all
+}
+
+/// To B, back to A, and away again: A hangs with a call in progress, then B, then A.
+pub fn there_and_back(policies: &[reroute_core::ids::FencePolicy]) -> Story {
+    let mut story = Story::new("there and back", policies);
+    story.happens = vec![(1, Hang(A)), (9, Resume(A)), (12, Hang(B)), (22, Hang(A)), (30, Resume(A))];
+    story.rounds = 34;
+    story.budget = 1;
+    story.troubles = all(policies.len() as u32);
+    story
+}
+
+/// A hangs with a call in progress and is cut off from Meta and the host: only the end of its leases covers that.
+pub fn cut_off() -> Story {
+    let mut story = Story::new("cut off", &[Storage, Kill]);
+    story.happens = vec![
+        (1, Hang(A)),
+        (3, Cut(AT_A, HOST)),
+        (3, Cut(AT_A, META)),
+        (22, Heal(AT_A, HOST)),
+        (22, Heal(AT_A, META)),
+        (26, Resume(A)),
+    ];
+    story.rounds = 34;
+    story.budget = 1;
+    story.troubles = all(2);
+    story
+}
+
+/// The same with clocks at the ends of what is allowed: each pair drifts apart by up to 10 %.
+pub fn drifting() -> Vec<Story> {
+    let rates =
+        [[955, 955, 1045, 1045], [1045, 955, 955, 1045], [955, 1045, 1045, 955], [1045, 955, 1045, 955]];
+    let story = |rates: [u64; 4]| {
+        let mut story = cut_off();
+        story.name = format!("{} {rates:?}", story.name);
+        story.rates = rates.to_vec();
+        story.troubles = vec![
+            Trouble::Drop,
+            Trouble::Delay(5),
+            Trouble::Delay(9),
+            Trouble::CrashHost(1),
+            Trouble::CrashMeta(1),
+            Trouble::SecondLeader,
+        ];
+        story
+    };
+    rates.map(story).into()
+}
+
+/// The first leader keeps A and is cut off from the store, the host and the second leader's side.
+pub fn two_leaders() -> Story {
+    let mut story = Story::new("two leaders", &[Storage, Kill]);
+    let second = Node::Meta(1);
+    story.happens = vec![
+        (1, Hang(A)),
+        (2, Cut(META, Node::Store)),
+        (2, Cut(META, HOST)),
+        (2, Cut(META, Node::Scvm(B))),
+        (2, SecondLeader),
+        (2, Cut(second, AT_A)),
+        (3, Cut(AT_A, HOST)),
+        (30, Resume(A)),
+    ];
+    story.rounds = 34;
+    story.budget = 1;
+    story.troubles = all(2);
+    story
+}
+
+/// One move away from a hung server, and two troubles anywhere in it.
+pub fn one_move() -> Story {
+    let mut story = Story::new("one move", &[Storage, Kill]);
+    story.happens = vec![(1, Hang(A)), (14, Resume(A))];
+    story.rounds = 20;
+    story.window = 4..8;
+    story.budget = 2;
+    story.troubles = vec![
+        Trouble::Drop,
+        Trouble::Delay(1),
+        Trouble::Delay(9),
+        Trouble::CrashHost(1),
+        Trouble::CrashAgent(A, 1),
+        Trouble::CrashMeta(1),
+        Trouble::Cut(META, AT_A, 12),
+        Trouble::Freeze(META, 9),
+    ];
+    story
+}
+
+// --- one per safeguard: what shows that it is needed ---
+
+/// Nobody meddles: a hung server wakes up after the move.
+pub fn a_hung_server_wakes_up() -> Story {
+    let mut story = there_and_back(&[Storage, Kill]);
+    story.budget = 0;
+    story
+}
+
+/// Away, back, and away again when A is cut off: an old answer of A's turns up while the last move waits for a proof.
+pub fn an_old_answer() -> Story {
+    let mut story = Story::new("an old answer", &[Storage, Kill]);
+    story.happens =
+        vec![(1, Hang(A)), (9, Resume(A)), (12, Hang(B)), (24, Cut(AT_A, HOST)), (24, Cut(AT_A, META))];
+    story.rounds = 42;
+    story.window = 4..10;
+    story.budget = 1;
+    story.troubles = (18..=28).map(Trouble::Twice).collect();
+    story
+}
+
+/// A pulse that affirmed A before it was cut off comes when B has opened.
+pub fn a_late_affirmation() -> Story {
+    let mut story = cut_off();
+    story.window = 0..4;
+    story.troubles = (14..=24).step_by(2).map(Trouble::Delay).collect();
+    story
+}
+
+/// Meta's last answer to A before it was cut off comes late.
+pub fn a_late_answer() -> Story {
+    let mut story = cut_off();
+    story.window = 0..4;
+    story.troubles = (5..=9).map(Trouble::Delay).collect();
+    story
+}
+
+/// The release is told to Meta, does not reach A, and the host's agent dies; then A is with the host, and both are
+/// without Meta.
+pub fn a_forgotten_release() -> Story {
+    let mut story = Story::new("a forgotten release", &[Storage, Kill]);
+    story.happens =
+        vec![(1, Cut(AT_A, HOST)), (1, Cut(AT_A, META)), (6, Cut(HOST, META)), (6, Heal(AT_A, HOST))];
+    story.rounds = 26;
+    story.window = 3..7;
+    story.budget = 1;
+    story.troubles = vec![Trouble::CrashHost(1), Trouble::CrashHost(2), Trouble::CrashHost(4)];
+    story
+}
+
+/// Nobody meddles: two leaders, each with its own side.
+pub fn a_leader_of_its_own() -> Story {
+    let mut story = two_leaders();
+    story.budget = 0;
+    story
+}
