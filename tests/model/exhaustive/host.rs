@@ -122,6 +122,9 @@ impl World {
                     }
                 }
             }
+            // Nobody pins the host here, and no hypervisor is configured.
+            Effect::PersistNotes(notes) => inbox.push_back(Input::NotesPersisted { notes, result: Ok(()) }),
+            Effect::AskHypervisor => {}
             Effect::ReadRoute => {
                 let found = self.host.route.map_or(Found::None, Found::Ours);
                 inbox.push_back(Input::RouteRead(Ok(found)));

@@ -137,6 +137,8 @@ impl World {
             Effect::Store { expected, record, .. } => {
                 self.ask_store(i, Thing::Write { meta: i, term, expected, record: Box::new(record) });
             }
+            // No operator asks, and no fence command is configured.
+            Effect::RunFenceCommand(_) | Effect::StoreDraining { .. } | Effect::Answer { .. } => {}
             Effect::ConfirmLease if self.story.has(Safeguard::LeaderLease) => {
                 self.ask_store(i, Thing::Confirm { meta: i, term });
             }
