@@ -7,8 +7,17 @@ use anyhow::bail;
 ///
 /// Errors: it does not build, or a counterexample was found (it is printed).
 pub fn run(depth: u8, only: Option<&str>) -> anyhow::Result<()> {
-    let arguments =
-        ["test", "--release", "-p", "reroute-model", "--test", "model", "--", "--nocapture", "--test-threads=1"];
+    let arguments = [
+        "test",
+        "--release",
+        "-p",
+        "reroute-model",
+        "--test",
+        "model",
+        "--",
+        "--nocapture",
+        "--test-threads=1",
+    ];
     let mut command = workspace::cargo(&arguments);
     command.args(only);
     if depth > 0 {

@@ -2,6 +2,7 @@
 
 use super::adversary::{Move, SAFE, Search};
 use super::story::{Safeguard, Story};
+use super::world::World;
 use stateright::{Checker, HasDiscoveries, Model};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
@@ -32,7 +33,7 @@ fn search(stories: Vec<Story>, until_found: bool) -> Found {
 }
 
 /// A path as text: every moment at which something is different from the one before, and every trouble.
-fn told(path: Vec<(super::world::World, Option<Move>)>) -> String {
+fn told(path: Vec<(World, Option<Move>)>) -> String {
     let mut text = String::new();
     for (world, action) in path {
         text += &format!("  {world:?}\n");
@@ -73,7 +74,7 @@ pub fn verify(name: &str, stories: Vec<Story>) -> Found {
 /// Without the safeguard there is a counterexample; with it, in the same bounds, there is none.
 pub fn needs(safeguard: Safeguard, story: Story) {
     let without = Story { off: Some(safeguard), ..story.clone() };
-    let found = search(vec![without], true);
+    let found = search(vec![without.clone()], true);
     let Some(trace) = found.trace else {
         panic!(
             "without {safeguard:?} nothing goes wrong in {} states: nothing shows that it is needed",

@@ -53,6 +53,11 @@ fn two_troubles_in_one_move() {
 }
 
 #[test]
+fn two_troubles_when_a_server_is_cut_off() {
+    verify("cut off", vec![stories::cut_off_twice()]);
+}
+
+#[test]
 fn without_the_proof_step() {
     needs(Safeguard::ProofStep, stories::a_hung_server_wakes_up());
 }

@@ -104,16 +104,38 @@ pub fn one_move() -> Story {
     let mut story = Story::new("one move", &[Storage, Kill]);
     story.happens = vec![(1, Hang(A)), (14, Resume(A))];
     story.rounds = 20;
-    story.window = 4..8;
+    story.window = 4..9;
     story.budget = 2;
     story.troubles = vec![
         Trouble::Drop,
         Trouble::Delay(1),
         Trouble::Delay(9),
+        Trouble::Twice(5),
         Trouble::CrashHost(1),
         Trouble::CrashAgent(A, 1),
+        Trouble::CrashAgent(B, 1),
         Trouble::CrashMeta(1),
+        Trouble::SecondLeader,
         Trouble::Cut(META, AT_A, 12),
+        Trouble::Freeze(META, 9),
+        Trouble::Freeze(AT_A, 3),
+    ];
+    story
+}
+
+/// A server cut off, and two troubles anywhere from there to the end of its leases.
+pub fn cut_off_twice() -> Story {
+    let mut story = cut_off();
+    story.name = "cut off, two troubles".into();
+    story.window = 2..18;
+    story.budget = 2;
+    story.troubles = vec![
+        Trouble::Drop,
+        Trouble::Delay(9),
+        Trouble::CrashHost(1),
+        Trouble::CrashMeta(1),
+        Trouble::SecondLeader,
+        Trouble::Freeze(AT_A, 22),
         Trouble::Freeze(META, 9),
     ];
     story
@@ -128,15 +150,22 @@ pub fn a_hung_server_wakes_up() -> Story {
     story
 }
 
-/// Away, back, and away again when A is cut off: an old answer of A's turns up while the last move waits for a proof.
+/// Away, back, and away again when A is cut off: A's answer to the first move turns up while the last one waits for a
+/// proof. (A mere copy would not do: Meta knows its number.)
 pub fn an_old_answer() -> Story {
     let mut story = Story::new("an old answer", &[Storage, Kill]);
-    story.happens =
-        vec![(1, Hang(A)), (9, Resume(A)), (12, Hang(B)), (24, Cut(AT_A, HOST)), (24, Cut(AT_A, META))];
-    story.rounds = 42;
+    story.happens = vec![
+        (1, Hang(A)),
+        (10, Resume(A)),
+        (15, Hang(B)),
+        (24, Resume(B)),
+        (30, Cut(AT_A, HOST)),
+        (30, Cut(AT_A, META)),
+    ];
+    story.rounds = 48;
     story.window = 4..10;
     story.budget = 1;
-    story.troubles = (18..=28).map(Trouble::Twice).collect();
+    story.troubles = (26..=36).map(Trouble::Delay).collect();
     story
 }
 
