@@ -93,6 +93,11 @@ impl Plan {
             let host = HostId(rng.u32(1..=hosts));
             incident(rng, at, scvm, host, &mut faults);
         }
+        if rng.u32(0..6) == 0 {
+            let host = HostId(rng.u32(1..=hosts));
+            let at = begin + rng.u64(0..span);
+            cut_off_and_restarted(rng, at, settings.local(host), host, &mut faults);
+        }
         faults.sort_by_key(|(at, _)| *at);
         let stay = if rng.u32(0..6) == 0 { 5 * SEC } else { 200 * MS };
         Plan { settings, clocks, manners, mended_at: begin + span + SEC, faults, stay }
@@ -133,6 +138,26 @@ impl Manners {
             slow_calls: [0, 0, 20, 200][rng.usize(0..4)],
         }
     }
+}
+
+/// A server is cut off from Meta, and for a shorter time from its host too; the host's agent is restarted meanwhile. So
+/// many things at once seldom meet by chance.
+fn cut_off_and_restarted(rng: &mut Rng, at: u64, scvm: ScvmId, host: HostId, out: &mut Vec<(u64, Fault)>) {
+    let mut both = |other: Node, until: u64| {
+        for network in [Network::Storage, Network::Management, Network::Private] {
+            let (a, b) = (Some(Node::Scvm(scvm)), Some(other));
+            for link in [Link { from: a, to: b, network }, Link { from: b, to: a, network }] {
+                out.push((at, Fault::Cut(link)));
+                out.push((until, Fault::Heal(link)));
+            }
+        }
+    };
+    let back = at + rng.u64(150 * MS..900 * MS);
+    both(Node::Host(host), back);
+    both(Node::Meta(0), back + rng.u64(200 * MS..2 * SEC));
+    let crash = at + rng.u64(80 * MS..back - at);
+    out.push((crash, Fault::CrashHost(host)));
+    out.push((crash.max(back) + rng.u64(MS..200 * MS), Fault::StartHost(host)));
 }
 
 /// One thing that goes wrong, and is mended some time later.

@@ -569,17 +569,19 @@ impl World {
             // Refused by the storage: the server closes, without an answer.
             return self.close(id, call.conn);
         }
-        let node = self.scvm_mut(id);
-        let Some(socket) = node.server.sockets.get(&call.conn) else { return };
-        if node.server.killed {
-            return; // it writes, but answers nobody any more
+        for conn in [call.conn].into_iter().chain(work.again) {
+            let node = self.scvm_mut(id);
+            let Some(socket) = node.server.sockets.get(&conn) else { continue };
+            if node.server.killed {
+                continue; // it writes, but answers nobody any more
+            }
+            let body = Body::Reply { number: write.number, next: socket.next };
+            let segment = Segment { conn, source: socket.source, body };
+            let reply = Pending::Reply { host: work.host, path: socket.path, segment };
+            node.kernel.answered(conn, write.number, now);
+            self.oracle.replied(work.host, id, epoch);
+            self.add(reply);
         }
-        let body = Body::Reply { number: write.number, next: socket.next };
-        let segment = Segment { conn: call.conn, source: socket.source, body };
-        let reply = Pending::Reply { host: work.host, path: socket.path, segment };
-        node.kernel.answered(call.conn, write.number, now);
-        self.oracle.replied(work.host, id, epoch);
-        self.add(reply);
         self.tell_signals(id);
         self.out.touch(Node::Scvm(id));
     }

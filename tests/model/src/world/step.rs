@@ -215,11 +215,9 @@ impl World {
     }
 
     fn arrive(&mut self, pending: Pending, failure: Option<Failure>) {
-        let (from, to, network) = pending.way();
-        // What runs over a cut link, or to a machine that is off, is lost.
-        let whole = network.is_none_or(|network| self.links.carries(from, to, network));
+        let (_, to, network) = pending.way();
         let off = matches!(to, Node::Scvm(id) if !self.scvm(id).on);
-        if !whole || off {
+        if off {
             return self.segment_lost(pending);
         }
         if let (Node::Host(id), Some(network)) = (to, network)
