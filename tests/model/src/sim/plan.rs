@@ -80,7 +80,7 @@ impl Plan {
         let clocks = Plan::draw_clocks(rng, &settings);
         let manners = match rng.u32(0..6) {
             0 => Manners::good(),
-            1 => Manners { loss: 500, double: 100, late: 300, ..Manners::draw(rng) },
+            1 => Manners { loss: 300, double: 100, late: 500, late_most: 2 * SEC, ..Manners::draw(rng) },
             _ => Manners::draw(rng),
         };
         let begin = 700 * MS;
@@ -96,7 +96,9 @@ impl Plan {
         if rng.u32(0..6) == 0 {
             let host = HostId(rng.u32(1..=hosts));
             let at = begin + rng.u64(0..span);
-            cut_off_and_restarted(rng, at, settings.local(host), host, &mut faults);
+            let scvm = settings.local(host);
+            let paused = rng.bool();
+            cut_off_and_restarted(rng, at, paused, (scvm, host), &mut faults);
         }
         faults.sort_by_key(|(at, _)| *at);
         let stay = if rng.u32(0..6) == 0 { 5 * SEC } else { 200 * MS };
@@ -140,9 +142,15 @@ impl Manners {
     }
 }
 
-/// A server is cut off from Meta, and for a shorter time from its host too; the host's agent is restarted meanwhile. So
-/// many things at once seldom meet by chance.
-fn cut_off_and_restarted(rng: &mut Rng, at: u64, scvm: ScvmId, host: HostId, out: &mut Vec<(u64, Fault)>) {
+/// A server's agent is cut off from Meta, or gets no CPU, and for a shorter time the server is cut off from its host
+/// too; in the first case the host's agent is restarted meanwhile. So many things at once seldom meet by chance.
+fn cut_off_and_restarted(
+    rng: &mut Rng,
+    at: u64,
+    paused: bool,
+    (scvm, host): (ScvmId, HostId),
+    out: &mut Vec<(u64, Fault)>,
+) {
     let mut both = |other: Node, until: u64| {
         for network in [Network::Storage, Network::Management, Network::Private] {
             let (a, b) = (Some(Node::Scvm(scvm)), Some(other));
@@ -154,7 +162,13 @@ fn cut_off_and_restarted(rng: &mut Rng, at: u64, scvm: ScvmId, host: HostId, out
     };
     let back = at + rng.u64(150 * MS..900 * MS);
     both(Node::Host(host), back);
-    both(Node::Meta(0), back + rng.u64(200 * MS..2 * SEC));
+    let late = back + rng.u64(200 * MS..2 * SEC);
+    if paused {
+        out.push((at, Fault::PauseAgent(scvm)));
+        out.push((late, Fault::GoOn(scvm)));
+        return;
+    }
+    both(Node::Meta(0), late);
     let crash = at + rng.u64(80 * MS..back - at);
     out.push((crash, Fault::CrashHost(host)));
     out.push((crash.max(back) + rng.u64(MS..200 * MS), Fault::StartHost(host)));

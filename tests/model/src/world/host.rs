@@ -217,13 +217,7 @@ impl World {
         }
     }
 
-    pub(super) fn host_answer(
-        &mut self,
-        id: HostId,
-        incarnation: Incarnation,
-        seq: u64,
-        reply: MetaReply,
-    ) {
+    pub(super) fn host_answer(&mut self, id: HostId, incarnation: Incarnation, seq: u64, reply: MetaReply) {
         let Some(agent) = &mut self.host_mut(id).agent else { return };
         if agent.link.incarnation != incarnation {
             return;

@@ -111,11 +111,7 @@ impl Server {
 
     /// Takes what a socket has for it. Not if there is no epoch for it in the epoch file: then the connection is to be
     /// closed, and this gives None.
-    pub fn read(
-        &mut self,
-        conn: ConnId,
-        epochs: Option<&BTreeMap<HostId, Epoch>>,
-    ) -> Option<Vec<CallId>> {
+    pub fn read(&mut self, conn: ConnId, epochs: Option<&BTreeMap<HostId, Epoch>>) -> Option<Vec<CallId>> {
         if !self.is_well() {
             return Some(Vec::new());
         }

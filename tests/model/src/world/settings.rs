@@ -180,10 +180,7 @@ impl Settings {
             host,
             local: self.local(host),
             scvms: self.scvm_ids().collect(),
-            checked_by_storage: self
-                .scvm_ids()
-                .filter(|s| self.policy(*s) == FencePolicy::Storage)
-                .collect(),
+            checked_by_storage: self.scvm_ids().filter(|s| self.policy(*s) == FencePolicy::Storage).collect(),
             pulse_ns: t.pulse,
             standby_ns: t.standby,
             rest_ns: t.rest,
