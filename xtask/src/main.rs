@@ -4,6 +4,7 @@ mod bench;
 mod fuzz;
 mod model;
 mod setup;
+mod sim;
 mod stages;
 mod vm;
 mod workspace;
@@ -49,6 +50,21 @@ enum Verb {
         #[arg(long)]
         long: bool,
     },
+    /// Run the protocol's machines through random faults in simulated time: `--seeds N`, or one `--seed S --trace`.
+    Sim {
+        /// How many seeds (2,000; with --seed, one).
+        #[arg(long)]
+        seeds: Option<u64>,
+        /// The first one.
+        #[arg(long)]
+        seed: Option<u64>,
+        /// Tell everything that happens in that seed's run.
+        #[arg(long)]
+        trace: bool,
+        /// Switch a safeguard off: proof-step, epoch-check, stamp-echo, send-stamp-counting, persisted-release, leader-lease.
+        #[arg(long)]
+        without: Vec<String>,
+    },
     /// Fuzz the packet parser, the record follower and the pulse codec with libFuzzer.
     Fuzz {
         /// One of them; else each in turn.
@@ -89,6 +105,7 @@ fn main() -> ExitCode {
         Verb::Demo { json } => demo(json),
         Verb::Chaos { args } => chaos(args),
         Verb::Test { long } => stages::run(long),
+        Verb::Sim { seeds, seed, trace, without } => sim::run(seeds, seed, trace, &without),
         Verb::Fuzz { target, seconds, address } => fuzz::run(target, seconds, address),
         Verb::Model { depth, only } => model::run(depth, only.as_deref()),
         Verb::Vm { kernel } => vm::run(kernel),
