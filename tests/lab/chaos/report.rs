@@ -141,3 +141,54 @@ pub fn text(o: &Outcome) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::handle::Report;
+
+    fn ran(host1: Report) -> Ran {
+        Ran {
+            begin: BootNs(1),
+            healed: BootNs(2),
+            end: BootNs(3),
+            struck: Vec::new(),
+            journal: Vec::new(),
+            writes: BTreeMap::new(),
+            reports: BTreeMap::from([(1, host1)]),
+            violations: Vec::new(),
+            notes: Vec::new(),
+        }
+    }
+
+    fn of(options: &Options, report: Report) -> Vec<String> {
+        let schedule = Schedule { seed: 1, total_ms: 1, injections: Vec::new() };
+        let outcome = outcome(options, &schedule, &ran(report));
+        outcome.violations.iter().map(ToString::to_string).collect()
+    }
+
+    fn clean() -> Report {
+        serde_json::from_str(r#"{"completed":9,"lost_writes":0,"stale_writes":0,"longest_gap_ns":0}"#)
+            .unwrap()
+    }
+
+    #[test]
+    fn every_kind_of_damage_is_a_violation_by_name() {
+        let owes_nothing = Options { minutes: 0.1, ..Options::default() };
+        assert_eq!(of(&owes_nothing, clean()), Vec::<String>::new());
+        let names = Some(serde_json::json!({ "damage": 3 }));
+        let damaged = Report { lost_writes: 1, stale_writes: 2, bad_reads: 4, metadata: names, ..clean() };
+        let found = of(&owes_nothing, damaged);
+        assert_eq!(found.len(), 4, "{found:?}");
+        assert_eq!(found[0], "host1: 1 lost writes");
+        assert_eq!(found[1], "host1: 2 stale writes");
+    }
+
+    #[test]
+    fn too_few_moves_are_a_violation_unless_the_faults_were_chosen() {
+        let found = of(&Options::default(), clean());
+        assert_eq!(found, ["0 moves in 10 min, 20 are owed"]);
+        let chosen = Options { faults: vec!["agent-killed".into()], ..Options::default() };
+        assert_eq!(of(&chosen, clean()), Vec::<String>::new());
+    }
+}
