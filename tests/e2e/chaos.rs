@@ -1,14 +1,27 @@
-//! Faults at random, for seconds only: `cargo xtask chaos` is the long run. The seed is one that moves logins.
+//! Faults at random, for seconds only: `cargo xtask chaos` is the long run.
 
 use lab::ServerKind;
 use lab::chaos::{Options, Outcome};
 
-/// 27 s of faults. Every violation is an error of `run`.
+/// By name and in this order, so that the schedule of the seed stays what it is when the catalogue grows.
+const FAULTS: &[&str] = &[
+    "server-killed",
+    "server-hung",
+    "storage-link-cut",
+    "host-storage-cut",
+    "agent-killed",
+    "agent-stopped",
+    "host-agent-killed",
+    "meta-killed",
+];
+
+/// 24 s of faults, of which a cut storage link and a killed server move logins. Every violation is an error of `run`.
 fn chaos(seed: u64, server: ServerKind) -> Outcome {
     let dir = std::env::temp_dir().join(format!("reroute-chaos-{}-{seed}", std::process::id()));
     let options = Options {
-        minutes: 0.45,
+        minutes: 0.4,
         seed: Some(seed),
+        faults: FAULTS.iter().map(ToString::to_string).collect(),
         server,
         json: dir.join("chaos.json"),
         ..Options::default()

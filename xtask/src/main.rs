@@ -139,3 +139,17 @@ fn chaos(args: Vec<String>) -> anyhow::Result<()> {
     workspace::build(true)?;
     workspace::exec_lab(&[vec!["chaos".into()], args].concat())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chaos_hands_its_arguments_on() {
+        let given = ["xtask", "chaos", "--minutes", "1", "--seed", "7", "--help"];
+        match Cli::try_parse_from(given).map(|cli| cli.verb) {
+            Ok(Verb::Chaos { args }) => assert_eq!(args, given[2..]),
+            _ => panic!("not parsed as chaos"),
+        }
+    }
+}

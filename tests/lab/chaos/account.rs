@@ -130,6 +130,48 @@ pub fn gap_ms(m: &Move, writes: &BTreeMap<u32, Writes>) -> Option<f64> {
     Some(gap as f64 / 1e6)
 }
 
+/// A time without a completed write on one host.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Standstill {
+    pub host: u32,
+    /// Since the begin of the run.
+    pub at_s: f64,
+    pub ms: f64,
+    /// Faults that stood meanwhile.
+    pub standing: Vec<String>,
+}
+
+impl std::fmt::Display for Standstill {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let standing = self.standing.join(", ");
+        write!(f, "{:.1} ms on host{} at {:.1} s, under: {standing}", self.ms, self.host, self.at_s)
+    }
+}
+
+/// The five longest of the run, longest first.
+pub fn longest(
+    writes: &BTreeMap<u32, Writes>,
+    struck: &[Struck],
+    begin: BootNs,
+    end: BootNs,
+) -> Vec<Standstill> {
+    let mut gaps: Vec<(u64, u64, u32)> = Vec::new();
+    for (host, writes) in writes {
+        gaps.extend(writes.gaps(begin.0, end.0).map(|(gap, from)| (gap, from, *host)));
+        gaps.sort_unstable_by(|a, b| b.cmp(a));
+        gaps.truncate(5);
+    }
+    let told = |(gap, from, host): (u64, u64, u32)| {
+        let stood = |s: &&Struck| {
+            s.at.is_some_and(|at| at.0 < from + gap) && s.healed.is_none_or(|healed| healed.0 > from)
+        };
+        let standing = struck.iter().filter(stood).map(|s| format!("{} at {}", s.fault, s.target)).collect();
+        let at_s = BootNs(from).since(begin) as f64 / 1e9;
+        Standstill { host, at_s, ms: gap as f64 / 1e6, standing }
+    };
+    gaps.into_iter().map(told).collect()
+}
+
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Spread {
     pub p50: f64,
@@ -280,6 +322,17 @@ mod tests {
         assert_eq!(table["agent-killed"].moves, 0);
         assert_eq!(table["agent-killed"].worst_gap_ms, 1_860.0);
         assert_eq!(gap_ms(&moves[0], &writes), Some(45.0));
+    }
+
+    #[test]
+    fn the_longest_standstills_come_with_what_stood() {
+        let times = [[1_000, 1_010, 1_500].map(|t| t * MS), [1_000, 3_000, 3_001].map(|t| t * MS)];
+        let writes = BTreeMap::from([(1, oplog::at(&times[0])), (2, oplog::at(&times[1]))]);
+        let faults = [struck("agent-killed", 990, 1_005), struck("server-killed", 1_400, 1_600)];
+        let longest = longest(&writes, &faults, BootNs(1_000 * MS), BootNs(4_000 * MS));
+        let short: Vec<_> = longest.iter().map(|s| (s.host, s.ms, s.standing.len())).collect();
+        assert_eq!(short, [(2, 2_000.0, 2), (1, 490.0, 1), (1, 10.0, 1), (2, 1.0, 0)]);
+        assert_eq!(longest[1].to_string(), "490.0 ms on host1 at 0.0 s, under: server-killed at scvm1");
     }
 
     #[test]

@@ -7,7 +7,7 @@
 //! | [`oplog`] | the writers' logs, read back |
 //! | [`account`] | moves, proofs and gaps |
 //! | [`report`] | the figures, in JSON and for people |
-//! | [`evidence`] | what is kept of a run that went wrong |
+//! | [`evidence`] | what is kept of a run |
 
 pub mod account;
 mod evidence;
@@ -48,6 +48,12 @@ pub struct Options {
     /// When all is healed, every host must write again within this time, seconds.
     #[arg(long, default_value_t = 30)]
     pub recover_seconds: u64,
+    /// Keep journals, logs and timelines also of a run in which all went well.
+    #[arg(long)]
+    pub keep: bool,
+    /// The controllable servers' store takes writes of former owners too: the run must fail then.
+    #[arg(long, hide = true)]
+    pub no_storage_check: bool,
     /// Where the figures go. What is kept of the run lies beside it, in chaos-SEED/.
     #[arg(long, default_value = "target/bench/chaos.json")]
     pub json: PathBuf,
@@ -61,6 +67,8 @@ impl Default for Options {
             faults: Vec::new(),
             server: ServerKind::default(),
             recover_seconds: 30,
+            keep: false,
+            no_storage_check: false,
             json: "target/bench/chaos.json".into(),
         }
     }
@@ -111,11 +119,14 @@ pub fn run(options: &Options) -> anyhow::Result<Outcome> {
         dir.join(evidence::SCHEDULE).display()
     ));
     progress.phase(&format!("starting 3 hosts, 3 SCVMs ({:?}), and Meta", options.server));
-    let lab = Lab::start(LabOptions::named("chaos").server(options.server))?;
+    let lab = Lab::start(LabOptions {
+        storage_check: !options.no_storage_check,
+        ..LabOptions::named("chaos").server(options.server)
+    })?;
     lab.wait_healthy(HEALTHY)?;
     let ran = run::run(&lab, &schedule, Duration::from_secs(options.recover_seconds), &progress)?;
     let outcome = report::outcome(options, &schedule, &ran);
-    if !outcome.violations.is_empty() {
+    if options.keep || !outcome.violations.is_empty() {
         progress.phase("keeping the evidence");
         evidence::keep(&dir, &lab, &ran, &outcome)
             .with_context(|| format!("cannot keep the evidence in {}", dir.display()))?;

@@ -81,10 +81,15 @@ impl Writes {
     /// The longest time between two completed sync writes that touches [`from`, `to`], ns, whole even where it begins
     /// before the window or ends after it, and its begin.
     pub fn gap(&self, from: u64, to: u64) -> (u64, u64) {
+        self.gaps(from, to).max().unwrap_or((0, from))
+    }
+
+    /// All of them, with their begins.
+    pub fn gaps(&self, from: u64, to: u64) -> impl Iterator<Item = (u64, u64)> {
         let begin = self.times.partition_point(|t| *t < from).saturating_sub(1);
         let end = self.times.partition_point(|t| *t <= to);
         let touching = self.times.get(begin..(end + 1).min(self.times.len())).unwrap_or(&[]);
-        touching.windows(2).map(|w| (w[1] - w[0], w[0])).max().unwrap_or((0, from))
+        touching.windows(2).map(|w| (w[1] - w[0], w[0]))
     }
 
     pub fn find(&self, seq: u64) -> Option<&Write> {

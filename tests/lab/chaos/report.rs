@@ -42,8 +42,8 @@ pub struct Outcome {
     pub writes: u64,
     /// How long a host's writes stood still for each of its moves.
     pub gap_ms: Spread,
-    /// Longest time without a completed write in the whole run, with or without a move.
-    pub longest_gap_ms: f64,
+    /// Longest times without a completed write on a host, with or without a move; longest first.
+    pub longest: Vec<account::Standstill>,
     /// FenceProven by proof.
     pub proofs: BTreeMap<String, u64>,
     pub faults: BTreeMap<String, PerFault>,
@@ -56,8 +56,6 @@ pub struct Outcome {
 pub fn outcome(options: &Options, schedule: &Schedule, ran: &Ran) -> Outcome {
     let (moves, contradictions) = account::moves(&ran.journal, ran.begin);
     let sum = |pick: fn(&crate::handle::Report) -> u64| ran.reports.values().map(pick).sum::<u64>();
-    let whole_run = |w: &super::oplog::Writes| w.gap(ran.begin.0, ran.end.0).0;
-    let longest = ran.writes.values().map(whole_run).max().unwrap_or_default();
     let mut outcome = Outcome {
         minutes: options.minutes,
         seed: schedule.seed,
@@ -69,7 +67,7 @@ pub fn outcome(options: &Options, schedule: &Schedule, ran: &Ran) -> Outcome {
         bad_reads: sum(|r| r.bad_reads),
         writes: sum(|r| r.completed),
         gap_ms: Spread::of(moves.iter().filter_map(|m| account::gap_ms(m, &ran.writes)).collect()),
-        longest_gap_ms: longest as f64 / 1e6,
+        longest: account::longest(&ran.writes, &ran.struck, ran.begin, ran.end),
         proofs: account::proofs(&ran.journal, ran.begin),
         faults: account::per_fault(&ran.struck, &moves, &ran.writes, ran.healed),
         violations: ran.violations.clone(),
@@ -115,9 +113,12 @@ pub fn text(o: &Outcome) -> String {
     );
     let _ = writeln!(
         text,
-        "gap of a move: p50 {:.1} ms, p99 {:.1} ms, max {:.1} ms; longest of the run: {:.1} ms",
-        o.gap_ms.p50, o.gap_ms.p99, o.gap_ms.max, o.longest_gap_ms
+        "gap of a move: p50 {:.1} ms, p99 {:.1} ms, max {:.1} ms",
+        o.gap_ms.p50, o.gap_ms.p99, o.gap_ms.max
     );
+    for s in &o.longest {
+        let _ = writeln!(text, "standstill: {s}");
+    }
     let proofs: Vec<String> = o.proofs.iter().map(|(name, count)| format!("{name} {count}")).collect();
     let _ = writeln!(text, "proofs: {}\n", if proofs.is_empty() { "none".into() } else { proofs.join(", ") });
     let _ = write!(
@@ -139,4 +140,55 @@ pub fn text(o: &Outcome) -> String {
         let _ = write!(text, "\nVIOLATION: {violation}");
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::handle::Report;
+
+    fn ran(host1: Report) -> Ran {
+        Ran {
+            begin: BootNs(1),
+            healed: BootNs(2),
+            end: BootNs(3),
+            struck: Vec::new(),
+            journal: Vec::new(),
+            writes: BTreeMap::new(),
+            reports: BTreeMap::from([(1, host1)]),
+            violations: Vec::new(),
+            notes: Vec::new(),
+        }
+    }
+
+    fn of(options: &Options, report: Report) -> Vec<String> {
+        let schedule = Schedule { seed: 1, total_ms: 1, injections: Vec::new() };
+        let outcome = outcome(options, &schedule, &ran(report));
+        outcome.violations.iter().map(ToString::to_string).collect()
+    }
+
+    fn clean() -> Report {
+        serde_json::from_str(r#"{"completed":9,"lost_writes":0,"stale_writes":0,"longest_gap_ns":0}"#)
+            .unwrap()
+    }
+
+    #[test]
+    fn every_kind_of_damage_is_a_violation_by_name() {
+        let owes_nothing = Options { minutes: 0.1, ..Options::default() };
+        assert_eq!(of(&owes_nothing, clean()), Vec::<String>::new());
+        let names = Some(serde_json::json!({ "damage": 3 }));
+        let damaged = Report { lost_writes: 1, stale_writes: 2, bad_reads: 4, metadata: names, ..clean() };
+        let found = of(&owes_nothing, damaged);
+        assert_eq!(found.len(), 4, "{found:?}");
+        assert_eq!(found[0], "host1: 1 lost writes");
+        assert_eq!(found[1], "host1: 2 stale writes");
+    }
+
+    #[test]
+    fn too_few_moves_are_a_violation_unless_the_faults_were_chosen() {
+        let found = of(&Options::default(), clean());
+        assert_eq!(found, ["0 moves in 10 min, 20 are owed"]);
+        let chosen = Options { faults: vec!["agent-killed".into()], ..Options::default() };
+        assert_eq!(of(&chosen, clean()), Vec::<String>::new());
+    }
 }
