@@ -4,6 +4,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod doctor;
+pub mod fault_point;
 pub mod host;
 pub mod journal;
 pub mod keys;

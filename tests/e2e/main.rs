@@ -15,3 +15,4 @@ mod routes;
 mod signals;
 mod support;
 mod writer;
+mod wrong_ways;

@@ -15,7 +15,7 @@ use crate::config::{Config, Host, HostEntry};
 use crate::journal::Journal;
 use crate::meta_client::{LinkEvent, MetaClient};
 use crate::netlink::{links, route};
-use crate::{clock, service};
+use crate::{clock, fault_point, service};
 use anyhow::Context;
 use prometheus_client::registry::Registry;
 use reroute_core::host::{Effect, Found, Input, Machine, Record, Settings};
@@ -144,6 +144,8 @@ impl Driver {
     }
 
     fn carry_out(&mut self, effect: Effect) {
+        let step = fault_point::of_host(&effect);
+        fault_point::before(step);
         match effect {
             Effect::SendPulse { path, flag, epoch, scvm_boot, scvm_stamp, due } => {
                 let sent = self.pulses.send(path, pulse::Request { flag, epoch, scvm_boot, scvm_stamp });
@@ -156,7 +158,7 @@ impl Driver {
                 };
                 self.inputs.push_back(Input::Sent { path, due, at, error });
             }
-            Effect::Meta(message) => self.tell_meta(message),
+            Effect::Meta(message) => return self.tell_meta(message, step),
             Effect::ReadRoute => {
                 let found = self.kernel.read_route();
                 self.found = found.clone().ok();
@@ -176,12 +178,14 @@ impl Driver {
                 let (dir, results) = (self.parts.host.state_dir.clone(), self.results.clone());
                 tokio::spawn(async move {
                     let written = tokio::task::spawn_blocking(move || persist::store(&dir, &record)).await;
+                    fault_point::after(step);
                     let result = match written {
                         Ok(result) => result.map_err(|error| error.to_string()),
                         Err(error) => Err(error.to_string()),
                     };
                     let _ = results.send(Input::Persisted { record, result });
                 });
+                return;
             }
             Effect::Journal(event) => {
                 if let Event::Verdict { evidence, reason, .. } = &event {
@@ -193,12 +197,14 @@ impl Driver {
                 self.parts.journal.record(event);
             }
         }
+        fault_point::after(step);
     }
 
-    fn tell_meta(&self, message: ToMeta) {
+    fn tell_meta(&self, message: ToMeta, step: Option<&'static str>) {
         let (meta, results) = (self.meta.clone(), self.results.clone());
         tokio::spawn(async move {
             let result = meta.send(message.clone()).await.map_err(|error| error.to_string());
+            fault_point::after(step);
             let _ = results.send(Input::MetaAnswer { message, result });
         });
     }

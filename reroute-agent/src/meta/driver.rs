@@ -14,7 +14,7 @@ use super::store::{Write, Written};
 use crate::config::{ClusterKey, Config};
 use crate::journal::Journal;
 use crate::meta_client::push_direction;
-use crate::{clock, keys};
+use crate::{clock, fault_point, keys};
 use bytes::Bytes;
 use reroute_core::ids::*;
 use reroute_core::meta::{Effect, Input, RequestId, SessionMaster};
@@ -203,6 +203,8 @@ impl Driver {
             _ => None,
         };
         for effect in self.master.handle(input, now) {
+            let step = fault_point::of_meta(&effect);
+            fault_point::before(step);
             match effect {
                 Effect::Reply { mut reply, .. } => {
                     if let MetaReply::Session { orders_to, .. } = &mut reply {
@@ -223,6 +225,7 @@ impl Driver {
                         self.metrics.moved("asked", reason(error));
                     }
                     self.push(node, order, now);
+                    fault_point::after(step);
                 }
                 Effect::Store { host, expected, record } => self.write(Write { host, expected, record }),
                 Effect::Journal(event) => self.journal(now, event),

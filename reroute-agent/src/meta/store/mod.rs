@@ -11,6 +11,7 @@ mod tests;
 pub use memory::Memory;
 pub use redb::Redb;
 
+use crate::fault_point;
 use reroute_core::ids::{HostId, Term};
 use reroute_core::meta::{Input, Record, Versioned};
 use std::collections::BTreeMap;
@@ -81,6 +82,7 @@ pub fn spawn(
         for Write { host, expected, record } in writes {
             let began = Instant::now();
             let outcome = store.compare_and_set(host, expected, &record);
+            fault_point::after(Some(fault_point::of_record(&record)));
             let took = began.elapsed();
             let failed = outcome.is_err();
             let input = match outcome {
