@@ -5,6 +5,7 @@ pub mod clock;
 pub mod command;
 pub mod config;
 pub mod doctor;
+pub mod fault_point;
 pub mod host;
 pub mod journal;
 pub mod keys;

@@ -109,6 +109,9 @@ pub mod raised {
     pub const ZERO_WINDOW_OUT: u32 = 32;
 }
 
+/// In [`Flow::generation`]: of its connection nothing but the SYN was seen.
+pub const UNPROVEN: u32 = 1 << 31;
+
 /// 64 lines of the flow table, as the timer sees them (map WATCHES). But for `lines`, it alone writes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -171,11 +174,15 @@ pub struct Flow {
     pub client_syn: u32,
     /// [`crate::table::Config::registered`] when `client` was last looked up.
     pub registered: u32,
-    pub _to_cache_line: [u64; 3],
+    /// [`crate::table::Client::generation`] when the connection was completed; with [`UNPROVEN`], when it began. Ingress
+    /// writes it.
+    pub generation: u32,
+    pub _pad: u32,
+    pub _to_cache_line: [u64; 2],
     /// A call in progress, or 0: see [`call`]. The eight that an XID can choose from share a cache line.
     pub calls: [u64; CALL_SLOTS],
 }
-const _: () = assert!(size_of::<Flow>() == 64 + 160 + 40 + 8 + 64 + 16 + 8 + 24 + 8 * CALL_SLOTS);
+const _: () = assert!(size_of::<Flow>() == 64 + 160 + 40 + 8 + 64 + 16 + 8 + 8 + 16 + 8 * CALL_SLOTS);
 const _: () = assert!(core::mem::offset_of!(Flow, rx) == 64);
 const _: () = assert!(core::mem::offset_of!(Flow, calls) == 384 && size_of::<Flow>().is_multiple_of(64));
 crate::pod!(FlowKey, Stream, Piece, Flow, Watch);

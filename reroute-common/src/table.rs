@@ -93,7 +93,9 @@ pub mod drop {
     pub const UNPARSABLE: usize = 3;
     /// Shield: FIN or RST of a dead server, SYN to a port without listener.
     pub const SHIELD: usize = 4;
-    pub const COUNT: usize = 5;
+    /// Connection from before the host changed its path.
+    pub const OLD_PATH: usize = 5;
+    pub const COUNT: usize = 6;
 }
 
 /// Why calls became orphans.
@@ -150,6 +152,12 @@ pub struct Client {
     pub first_reply_epoch: u64,
     /// When it was last reported that this client calls and is not served here, boot ns; clients without an agent only.
     pub wanted_at: u64,
+    /// The network by which the newest completed connection came, + 1; 0: none is known.
+    pub path: u32,
+    /// Changes of `path`: connections from before the last one are shut.
+    pub generation: u32,
+    /// When that connection began, boot ns.
+    pub newest_at: u64,
 
     /// From here on: what is not counted in a line of [`crate::flow::Flow`]. The client's totals are the sum of both.
     pub rx_packets: u64,
@@ -175,7 +183,7 @@ pub struct Client {
     pub latency: [[u64; LATENCY_BUCKETS]; class::COUNT],
 }
 const _: () =
-    assert!(size_of::<Client>() == 88 + 8 * (9 + 8 + 2 + 5 + 5 + 2) + 8 * LATENCY_BUCKETS * class::COUNT);
+    assert!(size_of::<Client>() == 104 + 8 * (9 + 8 + 2 + 5 + 6 + 2) + 8 * LATENCY_BUCKETS * class::COUNT);
 
 /// The server as a whole (map SERVER, one entry). Written by programs only.
 #[repr(C)]

@@ -8,7 +8,7 @@ use crate::maps::{self, Tables};
 use crate::packet::Packet;
 use crate::parse::{End, Frame, Glance, Kind, NOWHERE, fill, glance, parse, tcp};
 use crate::signal::{self, About};
-use crate::{Verdict, admit, at, held, kernel, listener, pulse, rpc, stream};
+use crate::{Verdict, admit, at, held, kernel, listener, path, pulse, rpc, stream};
 use reroute_common::event::way;
 use reroute_common::flow::{Flow, state, stream as bits};
 use reroute_common::table::{Client, Config, Server, drop, mode, orphan};
@@ -95,9 +95,12 @@ fn quickly<P: Packet>(packet: P, frame: &mut Frame) -> u32 {
     if at!(line.registered).get() != at!(config.registered).get() {
         return index;
     }
-    let Some(brings) = in_turn(&packet, line, frame) else { return index };
     let slot = at!(line.client).get();
     let Some(client) = maps::client(slot) else { return quick::PASS };
+    if !path::is_settled(line, client) {
+        return index;
+    }
+    let Some(brings) = in_turn(&packet, line, frame) else { return index };
     let tick = at!(server.tick_at).get();
     let mode = at!(config.mode).get();
     // A lease is held against the clock, and a call begins by it; what shadow mode counts goes by the tick.
@@ -272,6 +275,12 @@ fn whole<P: Packet>(packet: P, frame: &Frame, index: u32) -> Verdict {
         verdict = Verdict::Drop;
     } else if frame.kind != Kind::Tcp {
         apart(packet, frame, client);
+    } else if slot != 0
+        && !speaks(packet, frame, found, (slot, client))
+        && mode != mode::BYPASS
+        && refuse(packet, frame, client, mode, drop::OLD_PATH)
+    {
+        verdict = Verdict::Drop;
     } else if is_syn(frame) && hidden(packet, config, client, server, now) {
         at!(client.drops).element(drop::SHIELD as u32).count(1);
         apart(packet, frame, client);
@@ -286,6 +295,25 @@ fn whole<P: Packet>(packet: P, frame: &Frame, index: u32) -> Verdict {
 #[inline(always)]
 fn is_syn(frame: &Frame) -> bool {
     frame.flags & (tcp::SYN | tcp::ACK) == tcp::SYN
+}
+
+/// Whether the segment comes by the path that its host has chosen last. A SYN chooses, and a RST does no harm.
+#[inline(always)]
+fn speaks<P: Packet>(
+    packet: P,
+    frame: &Frame,
+    found: Option<(u32, Shared<Flow>)>,
+    (slot, client): (u32, Shared<Client>),
+) -> bool {
+    if is_syn(frame) || frame.flags & tcp::RST != 0 {
+        return true;
+    }
+    match found {
+        // Until now another client's.
+        Some((_, line)) if at!(line.client).get() != slot => true,
+        Some((_, line)) => path::speaks(line, client, frame.key.network),
+        None => path::is_known(client, frame.key.network) || !kernel::established(packet.context(), frame),
+    }
 }
 
 /// Whether nobody listens, and this client is spared the refusal.
@@ -303,6 +331,7 @@ fn hidden<P: Packet>(
 /// A connection begins with this SYN.
 #[inline(always)]
 fn begin(line: Shared<Flow>, client: Shared<Client>, frame: &Frame) {
+    path::begin(line, client, frame.key.network);
     stream::begin(at!(line.rx), frame.sequence);
     at!(line.client_syn).set(frame.sequence);
     at!(client.opened).count(1);
@@ -325,6 +354,7 @@ fn track<P: Packet>(
             let rx = at!(line.rx);
             if at!(line.client).get() != slot {
                 flow::readdress(line, client, slot, server);
+                path::adopt(line, client, frame.key.network);
             }
             if syn {
                 let again = at!(line.state).get() == state::OPEN
@@ -366,6 +396,7 @@ fn track<P: Packet>(
             if syn {
                 begin(line, client, frame);
             } else {
+                path::adopt(line, client, frame.key.network);
                 flow::uncertain(line, client);
             }
             found

@@ -22,6 +22,7 @@ pub mod maps;
 pub mod measure;
 pub mod packet;
 pub mod parse;
+pub mod path;
 pub mod pulse;
 pub mod rpc;
 pub mod signal;

@@ -18,3 +18,4 @@ mod routes;
 mod signals;
 mod support;
 mod writer;
+mod wrong_ways;

@@ -26,7 +26,12 @@ pub enum Request {
     /// Starts a process in a node. -> [`ProcessStatus`]
     Run { spec: Spec },
     /// Starts a known process again that has ended. -> [`ProcessStatus`]
-    Start { process: String },
+    Start {
+        process: String,
+        /// Added to its environment, from now on.
+        #[serde(default)]
+        env: BTreeMap<String, String>,
+    },
     /// -> BootNs, just before the signal went out
     Signal { process: String, signal: i32 },
     /// Waits until the process has ended. -> [`ProcessStatus`]

@@ -13,6 +13,7 @@ mod foreign;
 mod frames;
 mod lasting;
 mod order;
+mod paths;
 mod pulses;
 mod records;
 mod stalls;

@@ -17,7 +17,7 @@ use crate::config::{Config, Host, HostEntry};
 use crate::journal::Journal;
 use crate::meta_client::{LinkEvent, MetaClient};
 use crate::netlink::{links, route};
-use crate::{clock, service};
+use crate::{clock, fault_point, service};
 use anyhow::Context;
 use prometheus_client::registry::Registry;
 use reroute_core::host::{Effect, Found, Input, Machine, Notes, Pin, PinRefused, Record, Settings};
@@ -153,6 +153,8 @@ impl Driver {
     }
 
     fn carry_out(&mut self, effect: Effect) {
+        let step = fault_point::of_host(&effect);
+        fault_point::before(step);
         match effect {
             Effect::SendPulse { path, flag, epoch, scvm_boot, scvm_stamp, due } => {
                 let sent = self.pulses.send(path, pulse::Request { flag, epoch, scvm_boot, scvm_stamp });
@@ -165,7 +167,7 @@ impl Driver {
                 };
                 self.inputs.push_back(Input::Sent { path, due, at, error });
             }
-            Effect::Meta(message) => self.tell_meta(message),
+            Effect::Meta(message) => return self.tell_meta(message, step),
             Effect::ReadRoute => {
                 let found = self.kernel.read_route();
                 self.found = found.clone().ok();
@@ -185,12 +187,14 @@ impl Driver {
                 let (dir, results) = (self.parts.host.state_dir.clone(), self.results.clone());
                 tokio::spawn(async move {
                     let written = tokio::task::spawn_blocking(move || persist::store(&dir, &record)).await;
+                    fault_point::after(step);
                     let result = match written {
                         Ok(result) => result.map_err(|error| error.to_string()),
                         Err(error) => Err(error.to_string()),
                     };
                     let _ = results.send(Input::Persisted { record, result });
                 });
+                return;
             }
             Effect::PersistNotes(notes) => {
                 let (dir, boot) = (self.parts.host.state_dir.clone(), self.parts.boot);
@@ -214,6 +218,7 @@ impl Driver {
                 self.parts.journal.record(event);
             }
         }
+        fault_point::after(step);
     }
 
     /// Something that blocks, on a thread where that harms nobody; its result comes back as an input.
@@ -222,10 +227,11 @@ impl Driver {
         tokio::task::spawn_blocking(move || results.send(work()));
     }
 
-    fn tell_meta(&self, message: ToMeta) {
+    fn tell_meta(&self, message: ToMeta, step: Option<&'static str>) {
         let (meta, results) = (self.meta.clone(), self.results.clone());
         tokio::spawn(async move {
             let result = meta.send(message.clone()).await.map_err(|error| error.to_string());
+            fault_point::after(step);
             let _ = results.send(Input::MetaAnswer { message, result });
         });
     }

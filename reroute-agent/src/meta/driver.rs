@@ -16,7 +16,7 @@ use super::store::{Queue, StoreError, Write, Written};
 use crate::config::{ClusterKey, Config, FenceCommand};
 use crate::journal::Journal;
 use crate::meta_client::push_direction;
-use crate::{clock, keys};
+use crate::{clock, fault_point, keys};
 use bytes::Bytes;
 use reroute_core::ids::*;
 use reroute_core::meta::{Effect, Input, OperatorAnswer, RequestId, SessionMaster};
@@ -244,6 +244,8 @@ impl Driver {
     fn input(&mut self, input: Input) {
         let now = clock::now();
         for effect in self.master.handle(input, now) {
+            let step = fault_point::of_meta(&effect);
+            fault_point::before(step);
             match effect {
                 Effect::Reply { request, mut reply } => {
                     let (node, answer) = self.answers.remove(&request).unzip();
@@ -265,6 +267,7 @@ impl Driver {
                         self.metrics.moved("asked", reason(error));
                     }
                     self.push(node, order, now);
+                    fault_point::after(step);
                 }
                 Effect::Store { host, expected, record } => {
                     self.write(Write::Login { host, expected, record });

@@ -155,8 +155,8 @@ impl Machine {
         }
         if self.has_carrier(wanted.network) {
             let reason = format!("put back: {found} was found");
-            let keep = Some(wanted.network);
-            self.go(Trip { path: wanted, reason, since: now, login_is_new: false, keep }, now, fx);
+            // All connections: one that was made elsewhere meanwhile has shut those by this path (`reroute-ebpf/src/path.rs`).
+            self.go(Trip { path: wanted, reason, since: now, login_is_new: false, keep: None }, now, fx);
         }
     }
 
@@ -213,8 +213,7 @@ impl Machine {
                 // It may lead to the right server already, or away from it: either way ours is set.
                 let path = self.route.wanted.unwrap_or_else(|| self.path_to(login.scvm, path));
                 let reason = "an operator let a foreign route be taken over".to_string();
-                let keep = Some(path.network);
-                self.go(Trip { path, reason, since: now, login_is_new: false, keep }, now, fx);
+                self.go(Trip { path, reason, since: now, login_is_new: false, keep: None }, now, fx);
             }
             // Without a login nothing is changed yet; the first login takes it over.
             _ => {}

@@ -130,7 +130,12 @@ impl Lab {
     }
     /// Starts a process of the lab again that has ended (`scvm1/agent`).
     pub fn start_process(&self, process: &str) -> anyhow::Result<ProcessStatus> {
-        self.ask(&Request::Start { process: process.into() })
+        self.start_process_with(process, &[])
+    }
+    /// The same, with more in its environment from now on.
+    pub fn start_process_with(&self, process: &str, env: &[(&str, &str)]) -> anyhow::Result<ProcessStatus> {
+        let env = env.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
+        self.ask(&Request::Start { process: process.into(), env })
     }
     /// Returns the time right before the signal went out.
     pub fn signal(&self, process: &str, signal: i32) -> anyhow::Result<BootNs> {

@@ -55,7 +55,11 @@ impl Supervisor {
             Request::Fault { name, target } => to_value(self.inject(&name, target.as_deref())?)?,
             Request::Heal { name, target } => to_value(self.heal(name.as_deref(), target.as_deref())?)?,
             Request::Run { spec } => to_value(self.run(spec)?)?,
-            Request::Start { process } => to_value(self.run(self.processes.spec(&process)?)?)?,
+            Request::Start { process, env } => {
+                let mut spec = self.processes.spec(&process)?;
+                spec.env.extend(env);
+                to_value(self.run(spec)?)?
+            }
             Request::Signal { process, signal } => {
                 let signal = Signal::from_named_raw(signal).with_context(|| format!("no signal {signal}"))?;
                 to_value(self.processes.signal(&process, signal)?)?

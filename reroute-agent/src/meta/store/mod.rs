@@ -12,6 +12,7 @@ mod tests;
 pub use memory::Memory;
 pub use redb::Redb;
 
+use crate::fault_point;
 use reroute_core::ids::{HostId, ScvmId, Term};
 use reroute_core::meta::{Input, Record, Versioned};
 use reroute_core::proto::Draining;
@@ -203,7 +204,9 @@ fn carry_out(store: &mut impl Store, task: Task) -> (Input, bool) {
 }
 
 fn login(store: &mut impl Store, host: HostId, expected: Option<u64>, record: &Record) -> (Input, bool) {
-    match store.compare_and_set(host, expected, record) {
+    let outcome = store.compare_and_set(host, expected, record);
+    fault_point::after(Some(fault_point::of_record(record)));
+    match outcome {
         Ok(version) => (Input::StoreDone { host, version }, false),
         Err(StoreError::LaterTerm { later }) => (Input::LeaseOver { later }, true),
         Err(error) => {

@@ -12,7 +12,7 @@ fn a_flushed_route_is_put_back_and_stray_sockets_go() {
     world.route = Found::None;
     world.input(Input::RouteRead(Ok(Found::None)));
     assert_eq!(world.routes(), [storage(A)]);
-    assert_eq!(world.resets(), [Some(Network::Storage)]);
+    assert_eq!(world.resets(), [None]);
     assert_eq!(world.asks(), []);
     assert!(world.machine.report(world.now).reason.contains("put back"));
 }

@@ -1,0 +1,54 @@
+//! The route is flushed while nobody is there to put it back: the host's I/O falls to the private network, and that is
+//! its local SCVM, whoever serves it.
+
+use super::*;
+use lab::Options;
+use reroute_common::table::{drop, mode};
+
+/// host1 is served by another SCVM when its route goes; later its agent comes back.
+fn falls_to_the_local_server(fence: bool) {
+    let lab = healthy(Options::named("flap").timing("hold_down_ms", 60_000));
+    let writer = writer(&lab);
+    lab.fault("host-cut", Some("scvm1")).expect("cut");
+    let (at, _) = wait_moved(&lab, 1);
+    writer.wait_writes(now(), 100, SOON).expect("writes at the new server");
+    lab.heal().expect("heal");
+    if !fence {
+        set_kernel_mode(&lab, "scvm1", mode::BYPASS);
+    }
+    let before = host1(&lab, "scvm1");
+    lab.fault("host-agent-killed", Some("host1")).expect("killed");
+    lab.fault("link-flap", Some("host1")).expect("flap");
+    assert_eq!(lab.next_hop(1).expect("route"), None, "the kernel has forgotten the route");
+    if fence {
+        let count = |c: &Client| c.drops[drop::NOT_ADMITTED];
+        wait_count(&lab, "scvm1", "calls by the private network dropped", count, count(&before));
+        wait_stuck(&writer, Duration::from_millis(100));
+    } else {
+        // Two servers write for this host by now; and what is on its way at the end comes late.
+        writer.wait_writes(now(), 100, SOON).expect("the wrong server serves");
+        lab.fault("private-tcp-held", Some("scvm1")).expect("held");
+        wait_stuck(&writer, Duration::from_millis(50));
+    }
+    lab.start_process("host1/agent").expect("agent");
+    let hop = lab::topology::Node::Scvm(at).storage().to_string();
+    lab::wait_for("the route put back", SOON, || match lab.next_hop(1)? {
+        Some(found) if found == hop => Ok(()),
+        other => anyhow::bail!("{other:?}"),
+    })
+    .expect("route");
+    writer.wait_writes(now(), 1000, SOON).expect("writes where the login is");
+    lab.ask::<Vec<String>>(&lab::control::Request::Heal { name: Some("private-tcp-held".into()) })
+        .expect("heal");
+    writer.wait_writes(now(), 500, SOON).expect("writes go on");
+    judge("a flushed route leads to the local server", fence, writer);
+}
+
+#[test]
+fn the_local_server_is_fenced() {
+    falls_to_the_local_server(true);
+}
+#[test]
+fn without_the_fence_the_local_server_serves_too() {
+    falls_to_the_local_server(false);
+}

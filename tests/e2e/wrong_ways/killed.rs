@@ -1,0 +1,79 @@
+//! Meta, or the host's agent, dies at a step of a move and comes back: at every one.
+
+use super::*;
+use lab::handle::Report;
+use lab::{Options, ServerKind};
+use reroute_agent::fault_point;
+use reroute_core::timeline::Event;
+
+/// What takes the server away: it hangs with calls in its hands. Only of one with none the kernel says that it is idle,
+/// which is what the host tells Meta of a fence.
+fn fault_for(point: &str) -> &'static str {
+    if point.ends_with("tell-fenced") { "storage-blackhole" } else { "server-hung" }
+}
+
+fn lab(name: &str, storage_check: bool) -> Lab {
+    let options = Options { storage_check, ..Options::named(name).server(ServerKind::Controllable) };
+    // Home again soon, and out again as often as there are steps.
+    healthy(options.timing("hold_down_ms", 300).timing("hold_down_max_ms", 600))
+}
+
+/// One move away, with a death at `point`, and the way back.
+fn dies_at(lab: &Lab, writer: &Writer, process: &str, point: &str, away: &mut u64) {
+    lab.stop_process(process, SOON).expect("stop");
+    lab.start_process_with(process, &[(fault_point::VARIABLE, point)]).expect("start");
+    lab.wait_healthy(HEALTHY).expect(point);
+    let began = now();
+    let fault = lab.fault(fault_for(point), Some("scvm1")).expect("fault");
+    let died = lab.wait_process(process, SOON).unwrap_or_else(|error| {
+        panic!("{point} was not reached: {error:#}\n{}", story(&lab.journal().expect("journal"), began))
+    });
+    assert_eq!(died.exit.and_then(|e| e.signal), Some(libc::SIGABRT), "{point}");
+    lab.start_process_with(process, &[(fault_point::VARIABLE, "")]).expect("start again");
+    // Away, or back already: either way it is served.
+    writer.wait_writes(now(), 500, SOON).unwrap_or_else(|error| {
+        panic!("{point}: {error:#}\n{}", story(&lab.journal().expect("journal"), began))
+    });
+    *away += moves(&lab.journal().expect("journal"), fault.at)
+        .iter()
+        .filter(|e| matches!(e, Event::RouteReplaced { path, .. } if path.scvm.0 != 1))
+        .count() as u64;
+    lab.heal().expect("heal");
+    lab.wait_healthy(HEALTHY).expect(point);
+    println!("{point}: gap {:.0} ms", gap_ms(writer, began));
+}
+
+fn walk(process: &str, steps: &[&str], storage_check: bool) -> Report {
+    let lab = lab("killed", storage_check);
+    let writer = writer(&lab);
+    let mut away = 0;
+    for step in steps {
+        for side in ["before", "after"] {
+            dies_at(&lab, &writer, process, &format!("{side}-{step}"), &mut away);
+        }
+    }
+    println!("{} deaths at {} moves away", 2 * steps.len(), away);
+    assert!(away >= steps.len() as u64, "{away} moves away from the hung server");
+    let result = writer.stop().expect("the writer's result");
+    tell(process, storage_check, &result);
+    result
+}
+
+#[test]
+fn the_hosts_agent_dies_at_every_step() {
+    let result = walk("host1/agent", &fault_point::HOST, true);
+    assert_eq!((result.lost_writes, result.stale_writes), (0, 0), "{result:#?}");
+}
+
+/// What a death must not undo rests on the storage too, where calls are in hand: the same story shows it.
+#[test]
+fn without_the_storage_check_a_death_in_mid_move_does_damage() {
+    let result = walk("host1/agent", &["persist-released"], false);
+    assert!(result.stale_writes > 0, "{result:#?}");
+}
+
+#[test]
+fn meta_dies_at_every_step() {
+    let result = walk("meta/agent", &fault_point::META, true);
+    assert_eq!((result.lost_writes, result.stale_writes), (0, 0), "{result:#?}");
+}
