@@ -57,7 +57,16 @@ const STAGES: &[Stage] = &[
     },
     Stage {
         name: "simulation",
-        cargo: &["test", "--release", "--workspace", "--test", "sim", "--", "--nocapture", "--test-threads=1"],
+        cargo: &[
+            "test",
+            "--release",
+            "--workspace",
+            "--test",
+            "sim",
+            "--",
+            "--nocapture",
+            "--test-threads=1",
+        ],
     },
     Stage {
         name: "NFS tests",

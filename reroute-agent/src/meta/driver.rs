@@ -122,7 +122,7 @@ impl Driver {
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         tokio::pin!(stop);
         // Taken once: this runs once.
-        let Some(mut fences) = self.fences.take() else { return };
+        let Some(mut fences) = self.fences.take() else { return Ok(()) };
         self.snapshot(clock::now());
         loop {
             tokio::select! {

@@ -456,6 +456,10 @@ impl Store for Held {
     fn read(&mut self, host: HostId) -> Result<Option<reroute_core::meta::Versioned>, StoreError> {
         self.store.read(host)
     }
+    fn set_draining(&mut self, scvm: ScvmId, draining: Option<&Draining>) -> Result<(), StoreError> {
+        self.wait();
+        self.store.set_draining(scvm, draining)
+    }
     fn confirm(&mut self, term: Term) -> Result<(), StoreError> {
         self.wait();
         self.store.confirm(term)
@@ -474,7 +478,7 @@ impl Store for Held {
 /// The driver alone, over a store that can be held; ends with why it ended.
 struct Alone {
     calls: mpsc::Sender<driver::Call>,
-    asking: mpsc::Sender<driver::Question>,
+    asking: mpsc::Sender<operator::Question>,
     seq: u64,
     task: JoinHandle<Result<(), StoreError>>,
 }
@@ -514,7 +518,7 @@ impl Alone {
 
     async fn local(&self) -> serde_json::Value {
         let (answer, answered) = oneshot::channel();
-        assert!(self.asking.send(driver::Question { answer }).await.is_ok());
+        assert!(self.asking.send(operator::Question::Status(answer)).await.is_ok());
         timeout(PATIENCE, answered).await.unwrap().unwrap()["local"].clone()
     }
 }

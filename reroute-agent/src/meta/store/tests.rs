@@ -106,6 +106,10 @@ impl Store for Slow {
     fn read(&mut self, host: HostId) -> Result<Option<Versioned>, StoreError> {
         self.store.read(host)
     }
+    fn set_draining(&mut self, scvm: ScvmId, draining: Option<&Draining>) -> Result<(), StoreError> {
+        self.leave.recv().unwrap();
+        self.store.set_draining(scvm, draining)
+    }
     fn confirm(&mut self, term: Term) -> Result<(), StoreError> {
         self.leave.recv().unwrap();
         self.store.confirm(term)
@@ -129,7 +133,7 @@ fn the_lease_is_confirmed_before_the_writes_that_wait() {
     store.open("c1").unwrap();
     let queue = spawn(store, move |w| answers.send(w.input).unwrap()).unwrap();
     for host in 1..=3 {
-        queue.write(Write { host: HostId(host), expected: None, record: record(host, 1) }).unwrap();
+        queue.write(Write::Login { host: HostId(host), expected: None, record: record(host, 1) }).unwrap();
     }
     // Whether or not the first write has been taken up already, the question goes before all others.
     queue.confirm(Term(1)).unwrap();
@@ -152,7 +156,7 @@ fn a_later_term_is_named_whatever_was_asked() {
     theirs.open("c1").unwrap();
     queue.confirm(Term(1)).unwrap();
     assert_eq!(got.recv().unwrap(), Input::LeaseOver { later: Term(2) });
-    queue.write(Write { host: HostId(1), expected: None, record: record(1, 1) }).unwrap();
+    queue.write(Write::Login { host: HostId(1), expected: None, record: record(1, 1) }).unwrap();
     assert_eq!(got.recv().unwrap(), Input::LeaseOver { later: Term(2) });
 }
 

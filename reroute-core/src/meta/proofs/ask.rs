@@ -36,10 +36,17 @@ impl SessionMaster {
             fencing,
             planned,
             scvm,
-            beside: self.settings.hosts.iter().filter(|h| h.has_agent && h.local_scvm == scvm.id).map(|h| h.id).collect(),
+            beside: self
+                .settings
+                .hosts
+                .iter()
+                .filter(|h| h.has_agent && h.local_scvm == scvm.id)
+                .map(|h| h.id)
+                .collect(),
             session: session.map_or(SessionState::Absent, |s| s.state),
             boot: session.and_then(|s| s.boot),
-            session_expired: then.is_some_and(|then| self.session_expired(scvm.id, self.lease_of(has_agent), then)),
+            session_expired: then
+                .is_some_and(|then| self.session_expired(scvm.id, self.lease_of(has_agent), then)),
             affirmed,
             // A client without an agent calls at the target before that is admitted, and is served from then on.
             target_only: has_agent
