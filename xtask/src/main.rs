@@ -4,6 +4,7 @@ mod bench;
 mod fuzz;
 mod model;
 mod setup;
+mod sim;
 mod stages;
 mod vm;
 mod workspace;
@@ -42,6 +43,21 @@ enum Verb {
         /// the agent 100 times instead of 30.
         #[arg(long)]
         long: bool,
+    },
+    /// Run the protocol's machines through random faults in simulated time: `--seeds N`, or one `--seed S --trace`.
+    Sim {
+        /// How many seeds (2,000; with --seed, one).
+        #[arg(long)]
+        seeds: Option<u64>,
+        /// The first one.
+        #[arg(long)]
+        seed: Option<u64>,
+        /// Tell everything that happens in that seed's run.
+        #[arg(long)]
+        trace: bool,
+        /// Switch a safeguard off: proof-step, epoch-check, stamp-echo, send-stamp-counting, persisted-release, leader-lease.
+        #[arg(long)]
+        without: Vec<String>,
     },
     /// Fuzz the packet parser, the record follower and the pulse codec with libFuzzer.
     Fuzz {
@@ -82,6 +98,7 @@ fn main() -> ExitCode {
         Verb::Lab { args } => lab(&args),
         Verb::Demo { json } => demo(json),
         Verb::Test { long } => stages::run(long),
+        Verb::Sim { seeds, seed, trace, without } => sim::run(seeds, seed, trace, &without),
         Verb::Fuzz { target, seconds, address } => fuzz::run(target, seconds, address),
         Verb::Model { depth, only } => model::run(depth, only.as_deref()),
         Verb::Vm { kernel } => vm::run(kernel),

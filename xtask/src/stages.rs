@@ -41,6 +41,19 @@ const STAGES: &[Stage] = &[
         ],
     },
     Stage {
+        name: "simulation",
+        cargo: &[
+            "test",
+            "--release",
+            "--workspace",
+            "--test",
+            "sim",
+            "--",
+            "--nocapture",
+            "--test-threads=1",
+        ],
+    },
+    Stage {
         // Each search uses two CPUs, and says how many states it has seen.
         name: "model",
         cargo: &[
@@ -111,6 +124,8 @@ fn run_stage(stage: &Stage, long: bool, counts: &mut Counts) -> anyhow::Result<b
     if long {
         // Property tests draw this many cases instead of 256; the matching of calls and replies five times as many.
         command.env("PROPTEST_CASES", "20000");
+        // ... the simulation runs this many seeds instead of 2,000
+        command.env("REROUTE_SIM_SEEDS", "20000");
         // ... and the agent is restarted this often instead of 30 times.
         command.env("REROUTE_RESTARTS", "100");
     }

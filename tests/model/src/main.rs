@@ -7,7 +7,10 @@ use std::io::Write;
 use std::process::ExitCode;
 
 #[derive(Parser)]
-#[command(name = "reroute-sim", about = "Run the protocol's machines through random faults in simulated time")]
+#[command(
+    name = "reroute-sim",
+    about = "Run the protocol's machines through random faults in simulated time"
+)]
 struct Cli {
     /// How many seeds.
     #[arg(long, default_value_t = 2000)]

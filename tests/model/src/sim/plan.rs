@@ -80,7 +80,7 @@ impl Plan {
         let clocks = Plan::draw_clocks(rng, &settings);
         let manners = match rng.u32(0..6) {
             0 => Manners::good(),
-            1 => Manners { loss: 500, double: 100, late: 300, ..Manners::draw(rng) },
+            1 => Manners { loss: 300, double: 100, late: 500, late_most: 2 * SEC, ..Manners::draw(rng) },
             _ => Manners::draw(rng),
         };
         let begin = 700 * MS;
@@ -92,6 +92,13 @@ impl Plan {
             let scvm = if rng.u32(0..10) < 7 { victim } else { ScvmId(rng.u32(1..=scvms)) };
             let host = HostId(rng.u32(1..=hosts));
             incident(rng, at, scvm, host, &mut faults);
+        }
+        if rng.u32(0..6) == 0 {
+            let host = HostId(rng.u32(1..=hosts));
+            let at = begin + rng.u64(0..span);
+            let scvm = settings.local(host);
+            let paused = rng.bool();
+            cut_off_and_restarted(rng, at, paused, (scvm, host), &mut faults);
         }
         faults.sort_by_key(|(at, _)| *at);
         let stay = if rng.u32(0..6) == 0 { 5 * SEC } else { 200 * MS };
@@ -133,6 +140,38 @@ impl Manners {
             slow_calls: [0, 0, 20, 200][rng.usize(0..4)],
         }
     }
+}
+
+/// A server's agent is cut off from Meta, or gets no CPU, and for a shorter time the server is cut off from its host
+/// too; in the first case the host's agent is restarted meanwhile. So many things at once seldom meet by chance.
+fn cut_off_and_restarted(
+    rng: &mut Rng,
+    at: u64,
+    paused: bool,
+    (scvm, host): (ScvmId, HostId),
+    out: &mut Vec<(u64, Fault)>,
+) {
+    let mut both = |other: Node, until: u64| {
+        for network in [Network::Storage, Network::Management, Network::Private] {
+            let (a, b) = (Some(Node::Scvm(scvm)), Some(other));
+            for link in [Link { from: a, to: b, network }, Link { from: b, to: a, network }] {
+                out.push((at, Fault::Cut(link)));
+                out.push((until, Fault::Heal(link)));
+            }
+        }
+    };
+    let back = at + rng.u64(150 * MS..900 * MS);
+    both(Node::Host(host), back);
+    let late = back + rng.u64(200 * MS..2 * SEC);
+    if paused {
+        out.push((at, Fault::PauseAgent(scvm)));
+        out.push((late, Fault::GoOn(scvm)));
+        return;
+    }
+    both(Node::Meta(0), late);
+    let crash = at + rng.u64(80 * MS..back - at);
+    out.push((crash, Fault::CrashHost(host)));
+    out.push((crash.max(back) + rng.u64(MS..200 * MS), Fault::StartHost(host)));
 }
 
 /// One thing that goes wrong, and is mended some time later.

@@ -43,6 +43,7 @@ pub struct Outcome {
     pub faults: u64,
     pub proofs: BTreeMap<FenceProof, u64>,
     pub gaps: Vec<u64>,
+    pub overtaken: u64,
     pub violations: Vec<Violation>,
 }
 
@@ -166,8 +167,11 @@ impl<'a> Sim<'a> {
             Due::Timer(scvm) => self.step(Step::Timer(scvm)),
             Due::Resend(scvm) => self.step(Step::Resend(scvm)),
             Due::Fault(i) => {
-                if !self.mended {
-                    let fault = self.faults[i].1;
+                let fault = self.faults[i].1;
+                if self.mended {
+                } else if self.waits_for_moment(fault, i) {
+                    self.push(self.world.now + 100_000, Due::Fault(i));
+                } else {
                     self.fault(fault);
                 }
             }
@@ -175,6 +179,13 @@ impl<'a> Sim<'a> {
             Due::Look => return self.look(),
         }
         false
+    }
+
+    /// An agent is best stopped when an answer is on its way to it: such a moment is waited for, but not for long.
+    fn waits_for_moment(&self, fault: Fault, i: usize) -> bool {
+        let Fault::PauseAgent(id) = fault else { return false };
+        let coming = |p: &Pending| matches!(p, Pending::Answer { to: NodeId::Scvm(to), .. } if *to == id);
+        self.world.now < self.faults[i].0 + 150 * MS && !self.world.flight.iter().any(|(_, p)| coming(p))
     }
 
     fn fault(&mut self, fault: Fault) {
@@ -189,8 +200,7 @@ impl<'a> Sim<'a> {
         };
         if let Some(node) = dies {
             let disk = |p: &Pending| p.nature() == Nature::Disk && p.way().1 == node;
-            let ids: Vec<Id> =
-                self.world.flight.iter().filter(|(_, p)| disk(p)).map(|(id, _)| id).collect();
+            let ids: Vec<Id> = self.world.flight.iter().filter(|(_, p)| disk(p)).map(|(id, _)| id).collect();
             for id in ids {
                 let step = if self.rng.bool() { Step::Do(id) } else { Step::Lose(id) };
                 self.step(step);
@@ -220,6 +230,7 @@ impl<'a> Sim<'a> {
                 Fault::ResumeServer(scvm),
                 Fault::StartServer(scvm),
                 Fault::StartAgent(scvm),
+                Fault::GoOn(scvm),
             ] {
                 self.fault(fault);
             }
@@ -371,7 +382,7 @@ impl<'a> Sim<'a> {
         let rng = &mut self.rng;
         let now = self.world.now;
         let m = &self.manners;
-        let late = |rng: &mut Rng| between(rng, MS, m.late_most.max(2 * MS));
+        let late = |rng: &mut Rng| rng.u64(MS..m.late_most.max(2 * MS));
         let after = match pending {
             Pending::Post { .. } | Pending::Answer { .. } | Pending::Line { .. } => {
                 let base = rng.u64(100_000..500_000);
@@ -399,10 +410,7 @@ impl<'a> Sim<'a> {
             Pending::Execute { .. } if chance(rng, m.slow_calls) => between(rng, MS, 200 * MS),
             Pending::Execute { .. } => rng.u64(50_000..600_000),
             Pending::Reap { .. } => between(rng, 100_000, 200 * MS),
-            Pending::Pulse(_)
-            | Pending::PulseReply { .. }
-            | Pending::Call { .. }
-            | Pending::Reply { .. } => {
+            Pending::Pulse(_) | Pending::PulseReply { .. } | Pending::Call { .. } | Pending::Reply { .. } => {
                 if chance(rng, m.loss) {
                     return self.step(Step::Lose(id));
                 }
@@ -431,6 +439,7 @@ impl<'a> Sim<'a> {
 
     fn finish(mut self) -> Outcome {
         self.outcome.time = self.world.now;
+        self.outcome.overtaken = self.world.oracle.overtaken;
         self.outcome.violations = self.world.violations().to_vec();
         for violation in self.outcome.violations.clone() {
             self.tell(|_| format!("!! {:?}: {}", violation.kind, violation.what));

@@ -21,6 +21,8 @@ pub struct Stats {
     pub proofs: BTreeMap<FenceProof, u64>,
     /// From the last write before a move to the first one after it, ns.
     pub gaps: Vec<u64>,
+    /// See [`crate::world::oracle::Oracle::overtaken`].
+    pub overtaken: u64,
     pub violations: u64,
     pub failed: Vec<u64>,
 }
@@ -39,6 +41,7 @@ impl Stats {
             *self.proofs.entry(*proof).or_default() += number;
         }
         self.gaps.extend(&outcome.gaps);
+        self.overtaken += outcome.overtaken;
         self.violations += outcome.violations.len() as u64;
         if !outcome.violations.is_empty() {
             self.failed.push(outcome.seed);
@@ -78,6 +81,11 @@ impl fmt::Display for Stats {
         )?;
         let proofs: Vec<String> = self.proofs.iter().map(|(p, n)| format!("{p:?} {n}")).collect();
         writeln!(f, "sim: proofs {}", proofs.join(", "))?;
+        writeln!(
+            f,
+            "sim: {} writes overtaken within one login after a change of path (no move)",
+            self.overtaken
+        )?;
         write!(f, "sim: {} violations in {} seeds {:?}", self.violations, self.failed.len(), self.failed)
     }
 }

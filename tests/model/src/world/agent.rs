@@ -218,5 +218,4 @@ impl World {
             NodeId::Scvm(scvm) => self.scvm_answer(scvm, incarnation, seq, reply),
         }
     }
-
 }

@@ -16,8 +16,6 @@ const REFUSED_NS: u64 = 3 * SEC;
 pub struct Conn {
     pub id: ConnId,
     pub source: Network,
-    /// How often the route had changed when it was opened.
-    pub route: u64,
     open: bool,
     next_index: u64,
     /// Not acknowledged by the server's TCP: number by index.
@@ -58,11 +56,11 @@ impl Client {
         self.next - 1 - self.waiting.len() as u64
     }
 
-    /// What is due: `source` is the network the route leads by now, `route` how often it has changed.
-    pub fn tick(&mut self, load: &Load, (source, route): (Network, u64), now: BootNs) -> Vec<Segment> {
+    /// What is due: `source` is the network the route leads by now.
+    pub fn tick(&mut self, load: &Load, source: Network, now: BootNs) -> Vec<Segment> {
         let mut out = Vec::new();
         if self.conn.is_none() && now >= self.connect_at {
-            self.connect((source, route), now, &mut out);
+            self.connect(source, now, &mut out);
         }
         if now >= self.next_at
             && let Some(block) = self.free_block(load)
@@ -86,7 +84,7 @@ impl Client {
         free.then_some(block)
     }
 
-    fn connect(&mut self, (source, route): (Network, u64), now: BootNs, out: &mut Vec<Segment>) {
+    fn connect(&mut self, source: Network, now: BootNs, out: &mut Vec<Segment>) {
         self.conns += 1;
         // Of no other host's, and of no other time.
         let id = ConnId(u64::from(self.host.0) << 40 | self.conns);
@@ -94,7 +92,6 @@ impl Client {
         self.conn = Some(Conn {
             id,
             source,
-            route,
             open: false,
             next_index: 0,
             unacked: BTreeMap::new(),

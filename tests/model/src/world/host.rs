@@ -5,7 +5,7 @@ use super::client::Client;
 use super::clock::Clock;
 use super::flight::{Node, Pending, Pulse, StreamId};
 use super::settings::Safeguard;
-use super::tcp::Segment;
+use super::tcp::{ConnId, Segment};
 use super::{Said, World};
 use reroute_core::host::{Effect, Found, Input, Machine, Record, RouteFailure};
 use reroute_core::ids::*;
@@ -31,8 +31,9 @@ pub struct Host {
     pub disk: Record,
     /// The route to the service address in the kernel. None: by the private network.
     pub route: Option<Path>,
-    /// How often it has changed.
-    pub route_changes: u64,
+    /// The connection that was there when the route was last replaced, and the source that those opened since have;
+    /// until sockets are destroyed.
+    before: Option<(Option<ConnId>, Network)>,
     /// Networks whose interface has no carrier.
     pub no_carrier: BTreeSet<Network>,
     pub client: Client,
@@ -48,7 +49,7 @@ impl Host {
             runs: 0,
             disk: Record::default(),
             route: None,
-            route_changes: 0,
+            before: None,
             no_carrier: BTreeSet::new(),
             client,
         }
@@ -157,7 +158,7 @@ impl World {
                     Err(RouteFailure::Failed("Network is down".into()))
                 } else {
                     host.route = Some(path);
-                    host.route_changes += 1;
+                    host.before = Some((host.client.conn.as_ref().map(|c| c.id), path.network));
                     self.oracle.routed(id, path);
                     Ok(())
                 };
@@ -165,11 +166,11 @@ impl World {
             }
             Effect::DestroySockets { keep } => {
                 let host = self.host_mut(id);
-                let changes = host.route_changes;
                 // Those opened since the route was replaced lead to the new server.
-                let source = host.route.map_or(Network::Private, |p| p.network);
+                let before = host.before.take();
                 let old = host.client.conn.as_ref().is_some_and(|c| {
-                    Some(c.source) != keep && (c.route < changes || c.source != source)
+                    let had = before.is_none_or(|(conn, source)| conn == Some(c.id) || c.source != source);
+                    Some(c.source) != keep && had
                 });
                 if old {
                     host.client.reset(now);
@@ -216,13 +217,7 @@ impl World {
         }
     }
 
-    pub(super) fn host_answer(
-        &mut self,
-        id: HostId,
-        incarnation: Incarnation,
-        seq: u64,
-        reply: MetaReply,
-    ) {
+    pub(super) fn host_answer(&mut self, id: HostId, incarnation: Incarnation, seq: u64, reply: MetaReply) {
         let Some(agent) = &mut self.host_mut(id).agent else { return };
         if agent.link.incarnation != incarnation {
             return;
@@ -241,7 +236,6 @@ impl World {
             host.no_carrier.insert(network);
             if host.route.is_some_and(|p| p.network == network) {
                 host.route = None;
-                host.route_changes += 1;
             }
         }
         let found = host.found();
@@ -256,8 +250,7 @@ impl World {
         let source = self.leads_to(id).network;
         let settings = self.settings.clone();
         let host = self.host_mut(id);
-        let route = host.route_changes;
-        let segments = host.client.tick(&settings.load, (source, route), now);
+        let segments = host.client.tick(&settings.load, source, now);
         self.client_sends(id, segments);
         self.out.client(id);
     }

@@ -183,7 +183,14 @@ impl World {
         }
     }
 
+    /// Puts something under way. What is sent into a cut link is lost; what is under way when it is cut still arrives.
     fn add(&mut self, pending: Pending) {
+        if let (from, to, Some(network)) = pending.way()
+            && pending.nature() == Nature::Datagram
+            && !self.links.carries(from, to, network)
+        {
+            return self.segment_lost(pending);
+        }
         let id = self.flight.add(pending);
         self.out.new.push(id);
     }

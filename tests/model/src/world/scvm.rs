@@ -30,6 +30,10 @@ pub struct Agent {
     polled: BootNs,
     clients_read: BootNs,
     pub wake: BootNs,
+    /// The process gets no CPU: its kernel goes on without it.
+    pub paused: bool,
+    /// What has happened meanwhile.
+    unheard: Vec<Input>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -96,6 +100,8 @@ impl World {
             polled: BootNs(0),
             clients_read: BootNs(0),
             wake: now,
+            paused: false,
+            unheard: Vec::new(),
         });
         self.seek_meta(NodeId::Scvm(id), incarnation);
         self.read_clients(id);
@@ -124,6 +130,27 @@ impl World {
         self.feed_scvm(id, input);
     }
 
+    pub(super) fn pause_agent(&mut self, id: ScvmId) {
+        if let Some(agent) = &mut self.scvm_mut(id).agent {
+            agent.paused = true;
+        }
+        self.out.touch(Node::Scvm(id));
+    }
+
+    /// What has come meanwhile is read before any timer is looked at, as a runtime does it.
+    pub(super) fn go_on(&mut self, id: ScvmId) {
+        let now = self.local(Node::Scvm(id));
+        let Some(agent) = self.scvm_mut(id).agent.as_mut().filter(|a| a.paused) else { return };
+        agent.paused = false;
+        for input in std::mem::take(&mut agent.unheard) {
+            self.feed_scvm(id, input);
+        }
+        if let Some(agent) = &mut self.scvm_mut(id).agent {
+            agent.wake = now.plus(3 * MS);
+        }
+        self.out.touch(Node::Scvm(id));
+    }
+
     pub(super) fn crash_agent(&mut self, id: ScvmId) {
         self.scvm_mut(id).agent = None;
         self.drop_streams(Node::Scvm(id));
@@ -132,7 +159,7 @@ impl World {
 
     pub(super) fn wake_agent(&mut self, id: ScvmId) {
         let now = self.local(Node::Scvm(id));
-        if !self.scvm(id).runs_now() {
+        if !self.scvm(id).runs_now() || self.is_paused(id) {
             return;
         }
         let (timeout, beat) = (self.settings.timing.send_timeout, self.settings.timing.scvm_beat);
@@ -363,13 +390,7 @@ impl World {
         }
     }
 
-    pub(super) fn scvm_answer(
-        &mut self,
-        id: ScvmId,
-        incarnation: Incarnation,
-        seq: u64,
-        reply: MetaReply,
-    ) {
+    pub(super) fn scvm_answer(&mut self, id: ScvmId, incarnation: Incarnation, seq: u64, reply: MetaReply) {
         let now = self.local(Node::Scvm(id));
         let counts_from_sending = self.settings.has(Safeguard::SendStampCounting);
         let Some(agent) = &mut self.scvm_mut(id).agent else { return };
@@ -428,7 +449,8 @@ impl World {
 
     /// The kernel's events wake the agent.
     fn tell_signals(&mut self, id: ScvmId) {
-        if !self.scvm(id).kernel.signals.is_empty() && self.scvm(id).agent.is_some() {
+        let hears = self.scvm(id).agent.as_ref().is_some_and(|a| !a.paused);
+        if hears && !self.scvm(id).kernel.signals.is_empty() {
             self.feed_scvm(id, Input::Tick);
         }
     }
@@ -569,17 +591,19 @@ impl World {
             // Refused by the storage: the server closes, without an answer.
             return self.close(id, call.conn);
         }
-        let node = self.scvm_mut(id);
-        let Some(socket) = node.server.sockets.get(&call.conn) else { return };
-        if node.server.killed {
-            return; // it writes, but answers nobody any more
+        for conn in [call.conn].into_iter().chain(work.again) {
+            let node = self.scvm_mut(id);
+            let Some(socket) = node.server.sockets.get(&conn) else { continue };
+            if node.server.killed {
+                continue; // it writes, but answers nobody any more
+            }
+            let body = Body::Reply { number: write.number, next: socket.next };
+            let segment = Segment { conn, source: socket.source, body };
+            let reply = Pending::Reply { host: work.host, path: socket.path, segment };
+            node.kernel.answered(conn, write.number, now);
+            self.oracle.replied(work.host, id, epoch);
+            self.add(reply);
         }
-        let body = Body::Reply { number: write.number, next: socket.next };
-        let segment = Segment { conn: call.conn, source: socket.source, body };
-        let reply = Pending::Reply { host: work.host, path: socket.path, segment };
-        node.kernel.answered(call.conn, write.number, now);
-        self.oracle.replied(work.host, id, epoch);
-        self.add(reply);
         self.tell_signals(id);
         self.out.touch(Node::Scvm(id));
     }
@@ -616,10 +640,11 @@ impl World {
             !matches!(p, Pending::Execute { scvm, call } if *scvm == id && call.server == incarnation)
                 && !matches!(p, Pending::Reap { scvm, server } if *scvm == id && *server == incarnation)
         });
-        let held = self.scvm(id).agent.as_ref().is_some_and(|a| a.held.contains(&incarnation));
-        if held {
-            let pid = incarnation.0 as u32;
-            self.feed_scvm(id, Input::ServerExited { pid, incarnation });
+        let exited = Input::ServerExited { pid: incarnation.0 as u32, incarnation };
+        match &mut self.scvm_mut(id).agent {
+            Some(agent) if agent.paused => agent.unheard.push(exited),
+            Some(agent) if agent.held.contains(&incarnation) => self.feed_scvm(id, exited),
+            _ => {}
         }
         self.tell_signals(id);
     }
@@ -679,9 +704,9 @@ impl World {
         node.server.end();
         node.kernel = Kernel::new(&settings, boot);
         node.doubtful.clear();
-        self.flight.retain(|p| {
-            !matches!(p, Pending::Execute { scvm, .. } | Pending::Reap { scvm, .. } if *scvm == id)
-        });
+        self.flight.retain(
+            |p| !matches!(p, Pending::Execute { scvm, .. } | Pending::Reap { scvm, .. } if *scvm == id),
+        );
     }
 
     pub(super) fn power_on(&mut self, id: ScvmId) {
@@ -714,7 +739,10 @@ impl World {
                 let at = self.local(Node::Scvm(other));
                 let node = self.scvm(other);
                 let word = Epoch(node.kernel.word(host).epoch());
-                if node.on && node.kernel.admits(host, at) && !self.is_doubtful(other, host, word) && !node.frozen
+                if node.on
+                    && node.kernel.admits(host, at)
+                    && !self.is_doubtful(other, host, word)
+                    && !node.frozen
                 {
                     let what = format!("{id} at {epoch} and {other} at {word} both admit {host}");
                     self.oracle.say(super::oracle::Kind::TwoAdmit, what);

@@ -28,6 +28,8 @@ pub struct Work {
     pub call: Accepted,
     /// What it presents to the storage: its connection's epoch. None: it does not check.
     pub owner: Option<Epoch>,
+    /// Connections that the same call came by again since.
+    pub again: Vec<ConnId>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -109,11 +111,7 @@ impl Server {
 
     /// Takes what a socket has for it. Not if there is no epoch for it in the epoch file: then the connection is to be
     /// closed, and this gives None.
-    pub fn read(
-        &mut self,
-        conn: ConnId,
-        epochs: Option<&BTreeMap<HostId, Epoch>>,
-    ) -> Option<Vec<CallId>> {
+    pub fn read(&mut self, conn: ConnId, epochs: Option<&BTreeMap<HostId, Epoch>>) -> Option<Vec<CallId>> {
         if !self.is_well() {
             return Some(Vec::new());
         }
@@ -128,8 +126,14 @@ impl Server {
         let (host, owner) = (socket.host, socket.owner);
         let mut calls = Vec::new();
         for call in socket.unread.drain(..) {
+            // Its duplicate request cache: what it still works on is not begun a second time.
+            let same = |w: &&mut Work| w.host == host && w.owner == owner && w.call.write == call.write;
+            if let Some(work) = self.work.values_mut().find(same) {
+                work.again.push(conn);
+                continue;
+            }
             let id = CallId { server, conn, index: call.index };
-            self.work.insert(id, Work { host, call, owner });
+            self.work.insert(id, Work { host, call, owner, again: Vec::new() });
             calls.push(id);
         }
         Some(calls)

@@ -49,6 +49,9 @@ pub enum Fault {
     CrashMeta(u8),
     /// A new leader, in a new term.
     StartMeta(u8),
+    /// The agent's process gets no CPU; its kernel goes on.
+    PauseAgent(ScvmId),
+    GoOn(ScvmId),
     KillServer(ScvmId),
     StartServer(ScvmId),
     HangServer(ScvmId),
@@ -81,6 +84,18 @@ impl World {
         if self.is_frozen(to) {
             return Some(Blocked::Still);
         }
+        if let Node::Scvm(id) = to
+            && matches!(
+                pending,
+                Pending::Line { .. }
+                    | Pending::Answer { .. }
+                    | Pending::Publish { .. }
+                    | Pending::Probe { .. }
+            )
+            && self.is_paused(id)
+        {
+            return Some(Blocked::Still);
+        }
         match pending {
             Pending::Execute { scvm, .. } => {
                 let server = &self.scvm(*scvm).server;
@@ -88,15 +103,13 @@ impl World {
             }
             Pending::Connect { .. } => {
                 let network = network?;
-                let whole =
-                    self.links.carries(from, to, network) && self.links.carries(to, from, network);
+                let whole = self.links.carries(from, to, network) && self.links.carries(to, from, network);
                 (!whole || !self.is_up(to) || !self.is_up(from) || self.is_frozen(from))
                     .then_some(Blocked::Away)
             }
             Pending::Line { .. } => {
                 let network = network?;
-                let whole =
-                    self.links.carries(from, to, network) && self.links.carries(to, from, network);
+                let whole = self.links.carries(from, to, network) && self.links.carries(to, from, network);
                 (!whole || self.is_frozen(from)).then_some(Blocked::Away)
             }
             _ => None,
@@ -105,6 +118,10 @@ impl World {
 
     fn is_frozen(&self, node: Node) -> bool {
         matches!(node, Node::Scvm(id) if self.scvm(id).frozen)
+    }
+
+    pub(super) fn is_paused(&self, id: ScvmId) -> bool {
+        self.scvm(id).agent.as_ref().is_some_and(|a| a.paused)
     }
 
     fn is_up(&self, node: Node) -> bool {
@@ -125,7 +142,7 @@ impl World {
             }
             Node::Scvm(id) => {
                 let node = self.scvm(id);
-                let agent = node.agent.as_ref().filter(|_| node.runs_now())?;
+                let agent = node.agent.as_ref().filter(|a| node.runs_now() && !a.paused)?;
                 Some(node.clock.when(agent.wake))
             }
             Node::Meta(id) => {
@@ -215,11 +232,9 @@ impl World {
     }
 
     fn arrive(&mut self, pending: Pending, failure: Option<Failure>) {
-        let (from, to, network) = pending.way();
-        // What runs over a cut link, or to a machine that is off, is lost.
-        let whole = network.is_none_or(|network| self.links.carries(from, to, network));
+        let (_, to, network) = pending.way();
         let off = matches!(to, Node::Scvm(id) if !self.scvm(id).on);
-        if !whole || off {
+        if off {
             return self.segment_lost(pending);
         }
         if let (Node::Host(id), Some(network)) = (to, network)
@@ -282,6 +297,8 @@ impl World {
             Fault::StartAgent(id) => self.start_agent(id),
             Fault::CrashMeta(id) => self.crash_meta(id),
             Fault::StartMeta(id) => self.start_meta(id),
+            Fault::PauseAgent(id) => self.pause_agent(id),
+            Fault::GoOn(id) => self.go_on(id),
             Fault::KillServer(id) => {
                 let incarnation = self.scvm(id).server.incarnation;
                 self.server_ends(id, incarnation);
