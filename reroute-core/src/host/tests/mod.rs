@@ -214,6 +214,11 @@ impl World {
     }
 
     pub fn order(&mut self, order: Order) {
+        self.order_of(1, order);
+    }
+
+    /// By the leader of that term, which stands.
+    pub fn order_of(&mut self, term: u64, order: Order) {
         match &order {
             Order::At { scvm, epoch } if self.served_by.is_none_or(|(_, e)| *epoch >= e) => {
                 if self.released == Some(*epoch) {
@@ -224,7 +229,7 @@ impl World {
             Order::Moving { from_epoch, .. } => self.released = self.released.max(Some(*from_epoch)),
             _ => {}
         }
-        self.input(Input::Order(FromMeta { term: Term(1), seq: 1, order }));
+        self.input(Input::Order(FromMeta { term: Term(term), seq: 1, order }));
     }
 
     pub fn view(&mut self, sessions: &[(ScvmId, SessionState)]) {

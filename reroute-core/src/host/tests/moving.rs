@@ -356,12 +356,11 @@ fn a_new_instance_affirms_unless_it_had_let_go() {
 /// whose predecessor had let go by order of the next leader.
 #[test]
 fn a_new_instance_does_not_hear_a_leader_whose_term_is_over() {
-    let order = |term, order| Input::Order(FromMeta { term: Term(term), seq: 0, order });
     let record = Record { epoch: Epoch(4), scvm: Some(B), released: None, term: Term(1) };
     let mut world = World::new(record, Found::Ours(storage(B)));
     world.run(SEC);
     let moving = Order::Moving { from: Some(B), from_epoch: Epoch(4), to: C, epoch: Epoch(5) };
-    world.input(order(2, moving));
+    world.order_of(2, moving);
     let written = world.log.iter().rev().find_map(|(_, e)| match e {
         Effect::Persist(record) => Some(*record),
         _ => None,
@@ -371,12 +370,13 @@ fn a_new_instance_does_not_hear_a_leader_whose_term_is_over() {
 
     let mut world = World::new(record, Found::Ours(storage(B)));
     world.run(SEC);
-    world.input(order(1, Order::At { scvm: B, epoch: Epoch(4) }));
+    let late = Order::At { scvm: B, epoch: Epoch(4) };
+    world.input(Input::Order(FromMeta { term: Term(1), seq: 0, order: late }));
     world.run(SEC);
     assert_eq!(world.flags(B), [(PulseFlag::Probe, Epoch(4))].into(), "not affirmed by a dead leader's word");
     let said = |e: &Effect| matches!(e, Effect::Journal(Event::Fault { what }) if what.contains("is over"));
     assert!(world.log.iter().any(|(_, e)| said(e)));
-    world.input(order(2, Order::At { scvm: C, epoch: Epoch(5) }));
+    world.order_of(2, Order::At { scvm: C, epoch: Epoch(5) });
     world.run(SEC);
     assert!(world.flags(C).contains(&(PulseFlag::Affirm, Epoch(5))));
 }
