@@ -80,7 +80,8 @@ fn the_login_follows_a_next_hop_that_others_change() {
         assert!(admitted_at(&lab, to) && !admitted_at(&lab, 3 - to));
     }
     never_two_at_once(&lab);
-    let status = String::from_utf8_lossy(&lab.agent("meta", &["status"]).expect("status").stdout).into_owned();
+    let status =
+        String::from_utf8_lossy(&lab.agent("meta", &["status"]).expect("status").stdout).into_owned();
     assert!(status.contains("no agent") && !status.contains("no agent heard"), "{status}");
     assert_intact(writer);
     assert_intact(home);
@@ -123,7 +124,8 @@ fn who_drives_it_to_and_fro_is_slowed_and_named() {
         journal.iter().filter(|e| e.at >= began && of_x(&e.event)).count()
     };
     assert_eq!(moved(), 3, "{}", story(&lab.journal().expect("journal"), began));
-    let status = String::from_utf8_lossy(&lab.agent("meta", &["status"]).expect("status").stdout).into_owned();
+    let status =
+        String::from_utf8_lossy(&lab.agent("meta", &["status"]).expect("status").stdout).into_owned();
     assert!(status.contains("host3: alternates between servers"), "{status}");
     // It stays where it was last driven to, and is served there in time.
     served_at(&lab, 3 - to, Duration::from_secs(30));
@@ -176,7 +178,10 @@ fn without_meta_it_is_served_for_its_lease_and_then_waits() {
     lab.heal().expect("heal");
     writer.wait_writes(healed_at, 200, SOON).expect("served again");
     let first_write = writer.gap(injected.at, Some(now())).expect("gap").to;
-    println!("served again {} ms after Meta was started", first_write.saturating_sub(healed_at.0) / 1_000_000);
+    println!(
+        "served again {} ms after Meta was started",
+        first_write.saturating_sub(healed_at.0) / 1_000_000
+    );
     assert_eq!(login(&lab.view().expect("view"), DRIVEN), Some(before), "no move, no new epoch");
     assert!(moves(&lab.journal().expect("journal"), injected.at).is_empty());
     assert_intact(writer);
