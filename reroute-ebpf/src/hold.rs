@@ -23,6 +23,8 @@ pub mod fate {
     pub const PASS: u32 = 1;
     /// Passes, as if it had been admitted.
     pub const FOLLOW: u32 = 2;
+    /// It has bytes: see [`super::judge`].
+    pub const JUDGE: u32 = 3;
 }
 
 /// A segment acknowledges no more than has been sent, nor less than this many bytes before it.
@@ -34,17 +36,21 @@ pub fn applies(client: Shared<Client>, slot: u32, mode: u32) -> bool {
     mode == mode::ENFORCE && slot != 0 && at!(client.has_agent).get() == 0
 }
 
-/// One of [`fate`], of a TCP segment of a client that [`applies`]. Not inlined: rare, and its stack is given back.
+/// One of [`fate`], of a TCP segment of a client that [`applies`]. `known`: it is of a connection that is followed.
+#[inline(always)]
+pub fn without_bytes(frame: &Frame, known: bool) -> u32 {
+    if frame.payload_len > 0 && frame.flags & tcp::RST == 0 {
+        return fate::JUDGE;
+    }
+    // Of a connection that was there before us, nothing is followed: it is to end.
+    if known || frame.flags & tcp::SYN != 0 { fate::FOLLOW } else { fate::PASS }
+}
+
+/// Whether such bytes are dropped ([`fate::DROP`]) or pass. Not inlined: rare, and its stack is given back.
 #[inline(never)]
 pub fn judge(context: *mut c_void, frame: &Frame, slot: u32, index: u32, now: u64) -> u32 {
-    let flags = frame.flags;
-    let syn = flags & tcp::SYN != 0;
-    if frame.payload_len == 0 || flags & tcp::RST != 0 {
-        // Of a connection that was there before us, nothing is followed: it is to end.
-        return if syn || maps::flow(index).is_some() { fate::FOLLOW } else { fate::PASS };
-    }
     // TCP Fast Open: the server would have the call before anybody is known to be there.
-    if syn {
+    if frame.flags & tcp::SYN != 0 {
         return fate::DROP;
     }
     match kernel::taker(context, frame) {

@@ -9,6 +9,7 @@ use crate::packet::Packet;
 use crate::parse::{End, Frame, Glance, Kind, NOWHERE, fill, glance, parse, tcp};
 use crate::signal::{self, About};
 use crate::{Verdict, admit, at, held, kernel, listener, path, pulse, rpc, stream};
+use reroute_common::admission::Word;
 use reroute_common::event::way;
 use reroute_common::flow::{Flow, state, stream as bits};
 use reroute_common::table::{Client, Config, Server, drop, mode, orphan};
@@ -39,7 +40,11 @@ pub fn ingress<P: Packet>(packet: P, interface: u32) -> Verdict {
     match quickly(packet, frame) {
         quick::PASS => Verdict::Pass,
         quick::DROP => Verdict::Drop,
-        index => whole(packet, frame, index),
+        index => match whole(packet, frame, index) {
+            quick::PASS => Verdict::Pass,
+            quick::DROP => Verdict::Drop,
+            _ => held_back(packet, frame, index),
+        },
     }
 }
 
@@ -74,6 +79,8 @@ fn parsed<P: Packet>(packet: P, frame: &mut Frame, network: u32) -> Parsed {
 mod quick {
     pub const PASS: u32 = u32::MAX - 1;
     pub const DROP: u32 = u32::MAX - 2;
+    /// Bytes of a client that may be held back: see [`super::held_back`].
+    pub const HOLD: u32 = u32::MAX - 3;
 }
 
 /// What such a segment brings.
@@ -240,15 +247,15 @@ fn apart<P: Packet>(packet: P, frame: &Frame, client: Shared<Client>) {
 }
 
 /// A segment that may begin a call or end a connection, or no segment at all. Not inlined: its stack and that of the
-/// pulses take turns.
+/// pulses take turns. One of [`quick`].
 #[inline(never)]
-fn whole<P: Packet>(packet: P, frame: &Frame, index: u32) -> Verdict {
-    let (Some(config), Some(server)) = (maps::config(), maps::server()) else { return Verdict::Pass };
+fn whole<P: Packet>(packet: P, frame: &Frame, index: u32) -> u32 {
+    let (Some(config), Some(server)) = (maps::config(), maps::server()) else { return quick::PASS };
     let found = maps::flow(index).map(|line| (index, line));
     // Before the address is looked up: whoever registers it does that the other way round.
     let registered = at!(config.registered).get();
     let slot = maps::slot(frame.key.network, &frame.key.remote);
-    let Some(client) = maps::client(slot) else { return Verdict::Pass };
+    let Some(client) = maps::client(slot) else { return quick::PASS };
     let now = kernel::now();
     let mode = at!(config.mode).get();
 
@@ -258,21 +265,23 @@ fn whole<P: Packet>(packet: P, frame: &Frame, index: u32) -> Verdict {
         _ if frame.kind == Kind::BrokenTcp => Some(drop::UNPARSABLE),
         _ => admit::refusal(client, server, slot, now),
     };
-    let mut verdict = Verdict::Pass;
+    let mut verdict = quick::PASS;
     let fate = match refusal {
         None => fate::FOLLOW,
         Some(_) if frame.kind == Kind::Tcp && hold::applies(client, slot, mode) => {
-            hold::judge(packet.context(), frame, slot, index, now)
+            hold::without_bytes(frame, found.is_some())
         }
         Some(_) => fate::DROP,
     };
-    if fate == fate::PASS {
+    if fate == fate::JUDGE {
+        verdict = quick::HOLD;
+    } else if fate == fate::PASS {
         apart(packet, frame, client);
     } else if fate == fate::DROP
         && let Some(reason) = refusal
         && refuse(packet, frame, client, mode, reason)
     {
-        verdict = Verdict::Drop;
+        verdict = quick::DROP;
     } else if frame.kind != Kind::Tcp {
         apart(packet, frame, client);
     } else if slot != 0
@@ -280,16 +289,32 @@ fn whole<P: Packet>(packet: P, frame: &Frame, index: u32) -> Verdict {
         && mode != mode::BYPASS
         && refuse(packet, frame, client, mode, drop::OLD_PATH)
     {
-        verdict = Verdict::Drop;
+        verdict = quick::DROP;
     } else if is_syn(frame) && hidden(packet, config, client, server, now) {
         at!(client.drops).element(drop::SHIELD as u32).count(1);
         apart(packet, frame, client);
-        verdict = Verdict::Drop;
+        verdict = quick::DROP;
     } else if !track(packet, frame, found, registered, (slot, client, server, now)) {
         apart(packet, frame, client);
     }
     at!(client.in_progress).decrease(1);
     verdict
+}
+
+/// Bytes of a client without an agent that is not admitted: dropped, unless nobody would take them. Not inlined: rare,
+/// and its stack is given back.
+#[inline(never)]
+fn held_back<P: Packet>(packet: P, frame: &Frame, index: u32) -> Verdict {
+    let slot = maps::slot(frame.key.network, &frame.key.remote);
+    let Some(client) = maps::client(slot) else { return Verdict::Pass };
+    apart(packet, frame, client);
+    if hold::judge(packet.context(), frame, slot, index, kernel::now()) == fate::PASS {
+        return Verdict::Pass;
+    }
+    let is_lapsed = Word(at!(client.word).get()).is_admitted();
+    let reason = if is_lapsed { drop::LEASE_EXPIRED } else { drop::NOT_ADMITTED };
+    at!(client.drops).element(reason as u32).count(1);
+    Verdict::Drop
 }
 
 #[inline(always)]
