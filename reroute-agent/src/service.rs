@@ -24,6 +24,44 @@ const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=
 /// An agent that does not answer an operator within this is reported as hung.
 const ASK_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Who has connected to the operators' socket, by the kernel's word.
+#[derive(Clone, Copy, Debug)]
+pub struct Peer {
+    /// `None`: the kernel does not say.
+    uid: Option<u32>,
+}
+
+impl axum::extract::connect_info::Connected<axum::serve::IncomingStream<'_, tokio::net::UnixListener>>
+    for Peer
+{
+    fn connect_info(stream: axum::serve::IncomingStream<'_, tokio::net::UnixListener>) -> Peer {
+        Peer { uid: stream.io().peer_cred().ok().map(|cred| cred.uid()) }
+    }
+}
+
+impl Peer {
+    /// For the record: the user behind the socket, and whom they say they act for.
+    pub fn actor(&self, said: Option<&str>) -> String {
+        let user = match self.uid {
+            Some(uid) => user_name(uid).unwrap_or_else(|| format!("uid {uid}")),
+            None => "somebody on this node".into(),
+        };
+        match said.map(str::trim).filter(|s| !s.is_empty() && *s != user) {
+            Some(said) => format!("{said} ({user})"),
+            None => user,
+        }
+    }
+}
+
+fn user_name(uid: u32) -> Option<String> {
+    let users = std::fs::read_to_string("/etc/passwd").ok()?;
+    users.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let (name, number) = (fields.next()?, fields.nth(1)?);
+        (number.parse() == Ok(uid)).then(|| name.to_string())
+    })
+}
+
 /// Keeps the service running; dropping it ends the service and removes the socket.
 pub struct ServiceHandle {
     stop: Option<oneshot::Sender<()>>,
@@ -66,6 +104,7 @@ pub fn serve(
     let thread = std::thread::Builder::new().name("service".into()).spawn(move || {
         runtime.block_on(async move {
             let served = async {
+                let operator = operator.into_make_service_with_connect_info::<Peer>();
                 let unix = axum::serve(tokio::net::UnixListener::from_std(unix)?, operator);
                 match tcp {
                     Some(tcp) => {

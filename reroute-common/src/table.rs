@@ -93,7 +93,9 @@ pub mod drop {
     pub const UNPARSABLE: usize = 3;
     /// Shield: FIN or RST of a dead server, SYN to a port without listener.
     pub const SHIELD: usize = 4;
-    pub const COUNT: usize = 5;
+    /// An operator keeps the client away.
+    pub const BLOCKED: usize = 5;
+    pub const COUNT: usize = 6;
 }
 
 /// Why calls became orphans.
@@ -137,6 +139,9 @@ pub struct Client {
 
     /// [`crate::admission::Word`].
     pub word: u64,
+    /// Until when an operator keeps this client away, boot ns; 0: nobody does. Written by userspace, beside the word that
+    /// is read with it.
+    pub blocked_until: u64,
     /// Until when the client's own host affirms it, boot ns of this SCVM.
     pub affirm_deadline: u64,
     /// When the last valid pulse of this host came in.
@@ -172,8 +177,9 @@ pub struct Client {
     pub pulses: u64,
     pub latency: [[u64; LATENCY_BUCKETS]; class::COUNT],
 }
-const _: () =
-    assert!(size_of::<Client>() == 80 + 8 * (9 + 8 + 2 + 5 + 5 + 2) + 8 * LATENCY_BUCKETS * class::COUNT);
+const _: () = assert!(
+    size_of::<Client>() == 88 + 8 * (9 + 8 + 2 + 5 + drop::COUNT + 2) + 8 * LATENCY_BUCKETS * class::COUNT
+);
 
 /// The server as a whole (map SERVER, one entry). Written by programs only.
 #[repr(C)]

@@ -4,6 +4,7 @@
 //! network, each with a number, so that a second copy is recognised. Every message names term or epoch where it
 //! matters: what comes late is refused by name, not by luck.
 
+use crate::block::{BlockOrder, BlockView, HolderFacts, HolderView};
 use crate::ids::*;
 use serde::{Deserialize, Serialize};
 
@@ -38,6 +39,8 @@ pub enum ToMeta {
     FenceWaits { host: HostId, epoch: Epoch, in_progress: u32, orphans: u32, why: String },
     /// The host is served here from now on (or `error` says why not).
     Admitted { host: HostId, epoch: Epoch, error: Option<String> },
+    /// Once a second, for people: who holds what here. Changes nothing.
+    Holders { term: Term, clients: Vec<HolderFacts> },
 
     // --- from a host ---
     /// After start, after each reconnect of the push stream, and every second.
@@ -64,6 +67,9 @@ pub enum MetaReply {
         /// Number of the last order sent to this SCVM before this session: what it ordered up to there holds no more.
         #[serde(default)]
         orders_to: u64,
+        /// Who is blocked.
+        #[serde(default)]
+        blocks: BlockOrder,
     },
     /// Nothing was changed.
     Refused { error: Refusal },
@@ -89,6 +95,10 @@ pub enum Refusal {
     MoveToSelf { scvm: ScvmId },
     #[error("{scvm} has no live session: choose another target")]
     TargetNotReady { scvm: ScvmId },
+    #[error(
+        "blocked by {actor} for another {remaining_s} s ({id}: {reason}): wait for its end, or `reroute-agent block rm {}`", id.0
+    )]
+    Blocked { id: BlockId, reason: String, actor: String, remaining_s: u64 },
     #[error("a move of this host is under way (to {to}, {epoch}): wait for it")]
     MoveInProgress { to: ScvmId, epoch: Epoch },
     #[error("the store did not take the change: {why}")]
@@ -125,12 +135,16 @@ pub enum Order {
     Revoke { host: HostId, epoch: Epoch, planned: bool },
     /// Serve `host` at `epoch`.
     Admit { host: HostId, epoch: Epoch },
+    /// These clients are kept away, and nobody else.
+    Blocks { list: BlockOrder },
 
     // --- to a host ---
     /// The move is on record: release `from` now, wait for [`Order::At`].
     Moving { from: Option<ScvmId>, from_epoch: Epoch, to: ScvmId, epoch: Epoch },
     /// The login stands: route there, reset sockets, affirm. Also the answer to a report that shows another state.
     At { scvm: ScvmId, epoch: Epoch },
+    /// An operator has ended the login at `epoch`: let `from_epoch` go. A new login has to be asked for from `epoch`.
+    Evicted { from_epoch: Epoch, epoch: Epoch, reason: String },
     /// The move you asked for will not happen; the login stands as it did.
     MoveRefused { to: ScvmId, error: Refusal },
 }
@@ -154,6 +168,9 @@ pub struct ServerHealth {
     pub clients: u32,
     pub connections: u32,
     pub calls_waiting: u32,
+    /// Version of the list of blocks that the kernel enforces; 0: none is known to be.
+    #[serde(default)]
+    pub blocks: u64,
 }
 
 /// A piece of evidence, with who saw it. Times are the observer's own clock.
@@ -278,6 +295,12 @@ pub struct ClusterView {
     pub sessions: Vec<SessionView>,
     pub logins: Vec<LoginView>,
     pub hosts: Vec<HostView>,
+    /// Blocks that run.
+    #[serde(default)]
+    pub blocks: Vec<BlockView>,
+    /// What somebody should look at, by name.
+    #[serde(default)]
+    pub alarms: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -331,6 +354,13 @@ pub enum LoginState {
         epoch: Epoch,
         planned: bool,
     },
+    /// An operator ended the login: nobody is admitted at this epoch. Those in `fencing` are shut first of all, and must
+    /// be known to be before another opens.
+    Evicted {
+        fencing: Vec<Fencing>,
+        epoch: Epoch,
+        actor: String,
+    },
 }
 
 /// A server that must be known to be shut before the next one opens.
@@ -345,7 +375,9 @@ pub struct Fencing {
 impl Login {
     pub fn epoch(&self) -> Epoch {
         match &self.state {
-            LoginState::At { epoch, .. } | LoginState::Moving { epoch, .. } => *epoch,
+            LoginState::At { epoch, .. }
+            | LoginState::Moving { epoch, .. }
+            | LoginState::Evicted { epoch, .. } => *epoch,
         }
     }
 }
@@ -355,6 +387,12 @@ pub struct LoginView {
     #[serde(flatten)]
     pub login: Login,
     pub age_ns: u64,
+    /// What its server sees of the client; none: it has not said so lately.
+    #[serde(default)]
+    pub holder: Option<HolderView>,
+    /// Nothing has been heard of the client for so long, and nothing of it is in progress, that it counts as dead.
+    #[serde(default)]
+    pub ghost: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -4,6 +4,7 @@
 
 mod doctor;
 mod failover;
+mod holders;
 mod input;
 mod isolation;
 mod latency;

@@ -5,6 +5,7 @@
 mod admission;
 mod attaching;
 mod bench;
+mod blocks;
 mod captures;
 mod counting;
 mod flood;

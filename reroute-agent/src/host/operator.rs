@@ -16,6 +16,9 @@ pub struct Status {
     pub node: String,
     /// Meta's view as last pushed; none until it was heard.
     pub view: Option<ClusterView>,
+    /// Since it was heard, ns.
+    #[serde(default)]
+    pub view_age_ns: Option<u64>,
     pub local: Local,
 }
 

@@ -16,8 +16,9 @@ use crate::journal::Journal;
 use crate::meta_client::push_direction;
 use crate::{clock, keys};
 use bytes::Bytes;
+use reroute_core::block::{Ask, BlockView, Denial, Done};
 use reroute_core::ids::*;
-use reroute_core::meta::{Effect, Input, RequestId, SessionMaster};
+use reroute_core::meta::{Effect, Input, RequestId, SessionMaster, Ticket};
 use reroute_core::proto::*;
 use reroute_core::timeline::Event;
 use std::collections::BTreeMap;
@@ -41,9 +42,20 @@ pub enum Call {
     Connect { node: NodeId, lines: mpsc::Sender<Bytes> },
 }
 
-/// From an operator; the answer is the status as JSON.
-pub struct Question {
-    pub answer: oneshot::Sender<serde_json::Value>,
+/// From an operator.
+pub enum Question {
+    /// The answer is the status as JSON.
+    Status {
+        answer: oneshot::Sender<serde_json::Value>,
+    },
+    /// Every block on record.
+    Blocks {
+        answer: oneshot::Sender<Vec<BlockView>>,
+    },
+    Ask {
+        ask: Ask,
+        answer: oneshot::Sender<Result<Done, Denial>>,
+    },
 }
 
 struct Stream {
@@ -63,6 +75,7 @@ pub struct Driver {
     journal: Journal,
     metrics: Metrics,
     requests: u64,
+    asked: BTreeMap<Ticket, oneshot::Sender<Result<Done, Denial>>>,
     viewed: (u64, BootNs),
     snapshot_at: BootNs,
 }
@@ -89,6 +102,7 @@ impl Driver {
             journal,
             metrics,
             requests: 0,
+            asked: BTreeMap::new(),
             snapshot_at: BootNs(0),
         }
     }
@@ -111,12 +125,23 @@ impl Driver {
                 () = &mut stop => return,
                 Some(done) = written.recv() => self.written(done),
                 Some(call) = calls.recv() => self.call(call),
-                Some(question) = questions.recv() => {
-                    let _ = question.answer.send(self.status());
-                }
+                Some(question) = questions.recv() => self.question(question),
                 _ = tick.tick() => self.tick(),
             }
             self.push_view_if_changed();
+        }
+    }
+
+    fn question(&mut self, question: Question) {
+        match question {
+            Question::Status { answer } => drop(answer.send(self.status())),
+            Question::Blocks { answer } => drop(answer.send(self.master.blocks(clock::now()))),
+            Question::Ask { ask, answer } => {
+                self.requests += 1;
+                let ticket = Ticket(self.requests);
+                self.asked.insert(ticket, answer);
+                self.input(Input::Ask { ticket, ask, wall: clock::wall() }, None);
+            }
         }
     }
 
@@ -224,7 +249,15 @@ impl Driver {
                     }
                     self.push(node, order, now);
                 }
-                Effect::Store { host, expected, record } => self.write(Write { host, expected, record }),
+                Effect::Store { host, expected, record } => {
+                    self.write(Write::Login { host, expected, record });
+                }
+                Effect::StoreBlocks { expected, list } => self.write(Write::Blocks { expected, list }),
+                Effect::Told { ticket, answer } => {
+                    if let Some(asked) = self.asked.remove(&ticket) {
+                        let _ = asked.send(answer);
+                    }
+                }
                 Effect::Journal(event) => self.journal(now, event),
             }
         }

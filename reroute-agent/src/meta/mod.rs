@@ -17,6 +17,8 @@ pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 
+pub use operator::{Wanted, Why};
+
 use crate::cli::Refused;
 use crate::config::{Config, ns};
 use crate::journal::Journal;
@@ -109,9 +111,14 @@ impl Meta {
         })?;
         let adopted = format!("{} logins, {}", opened.logins.len(), opened.term);
         journal.record(Event::Started { role: "meta".into(), adopted });
-        let master = SessionMaster::new(settings(&config, &opened), opened.logins, clock::now());
+        let now = clock::now();
+        let master = SessionMaster::new(settings(&config, &opened), opened.logins, now).with_blocks(
+            opened.blocks,
+            clock::wall(),
+            now,
+        );
         let listen = listeners.iter().map(|(address, _)| *address).collect();
-        let router = http::router(http::Gate::new(&config, calling, metrics.clone()));
+        let router = http::router(http::Gate::new(&config, opened.term, calling, metrics.clone()));
         let mut servers = tokio::task::JoinSet::new();
         for (address, listener) in listeners {
             let listener = tokio::net::TcpListener::from_std(listener)?.tap_io(move |socket| {

@@ -32,6 +32,7 @@ const DROPS: [(usize, &str); drop::COUNT] = [
     (drop::UNREGISTERED, "unregistered"),
     (drop::UNPARSABLE, "unparsable"),
     (drop::SHIELD, "shield"),
+    (drop::BLOCKED, "blocked"),
 ];
 const REJECTS: [(usize, &str); pulse_reject::COUNT] = [
     (pulse_reject::SIZE, "size"),

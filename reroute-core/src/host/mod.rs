@@ -7,6 +7,7 @@
 //! | [`choice`] | the order of targets, the budget, the wait before a return |
 //! | [`pulses`] | which pulse is due where, with which flags; what a reply changes |
 //! | [`decide`] | stay, change the path, or ask for a move |
+//! | [`evicted`] | an operator ended the login, or keeps this host away |
 //! | [`phase`], [`moves`] | a move from Meta's order to the arrival |
 //! | [`route`] | the route: set, put back, adopted, refused |
 //! | [`wire`] | a pulse as bytes |
@@ -16,6 +17,7 @@
 
 mod choice;
 mod decide;
+mod evicted;
 mod moves;
 mod path;
 mod phase;
@@ -189,6 +191,10 @@ pub struct Machine {
     reported_at: Option<BootNs>,
 
     login: Option<Current>,
+    /// The epoch at which an operator ended the login: a new one is asked for from here.
+    evicted: Option<evicted::Evicted>,
+    /// An operator keeps this host away: no move is asked for before.
+    blocked_until: Option<BootNs>,
     /// Up to here everything was let go.
     released: Option<Epoch>,
     /// `released` was found on disk and Meta has not spoken yet.
@@ -245,6 +251,8 @@ impl Machine {
             refused: BTreeMap::new(),
             reported_at: None,
             login,
+            evicted: None,
+            blocked_until: None,
             released: record.released,
             released_before_start: record.released.is_some(),
             disk: Disk { wanted: record, written: record, writing: false, retry_at: None },
@@ -298,6 +306,7 @@ impl Machine {
         self.judge(now, fx);
         self.decide(now, fx);
         self.go_on(now, fx);
+        self.tell_release(now, fx);
         self.write_record(now, fx);
         if self.reported_at.is_none_or(|at| now.since(at) >= SEC) {
             self.report_to_meta(now, fx);
@@ -352,6 +361,7 @@ impl Machine {
                 self.disk.retry_at = None;
                 self.faults.remove("record");
                 self.release(now, fx);
+                self.tell_release(now, fx);
             }
             Err(why) => {
                 // Nothing is known about what stands on disk now, so whatever is wanted is written again.

@@ -1,7 +1,7 @@
 //! One host's login: what is on record, what is on its way there, what was heard since, and the orders that follow.
 
 use super::record::Wanted;
-use super::{Effect, Record, Versioned};
+use super::{Effect, Record, Ticket, Versioned};
 use crate::ids::*;
 use crate::proto::*;
 use crate::timeline::Event;
@@ -26,6 +26,9 @@ pub(super) struct HostLogin {
     pub(super) report: Option<(HostReport, BootNs)>,
     pub(super) ahead_said: bool,
     pub(super) resend_at: BootNs,
+    /// The operator whose wish to end the login is on its way to the store.
+    pub(super) evicting: Option<Ticket>,
+    pub(super) ghost: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,6 +79,8 @@ impl HostLogin {
             report: None,
             ahead_said: false,
             resend_at: now,
+            evicting: None,
+            ghost: false,
         }
     }
 
@@ -120,7 +125,9 @@ impl HostLogin {
     /// The record with the proofs heard since.
     pub(super) fn with_proofs(&self) -> Option<Record> {
         let mut record = self.record()?.clone();
-        if let LoginState::Moving { fencing, .. } = &mut record.login.state {
+        if let LoginState::Moving { fencing, .. } | LoginState::Evicted { fencing, .. } =
+            &mut record.login.state
+        {
             for f in fencing {
                 f.proof = f.proof.or_else(|| self.facts.proofs.get(&(f.scvm, f.epoch)).copied());
             }
@@ -133,6 +140,7 @@ impl HostLogin {
         match self.record().map(|r| &r.login.state) {
             Some(LoginState::At { .. }) => !self.settled,
             Some(LoginState::Moving { .. }) => !self.has_released(),
+            Some(LoginState::Evicted { .. }) => !self.settled || !self.has_released(),
             None => false,
         }
     }
@@ -153,6 +161,11 @@ impl HostLogin {
                 from_epoch: record.from.map(|f| f.epoch).unwrap_or_default(),
                 to: *to,
                 epoch: *epoch,
+            },
+            LoginState::Evicted { epoch, actor, .. } => Order::Evicted {
+                from_epoch: record.from.map(|f| f.epoch).unwrap_or_default(),
+                epoch: *epoch,
+                reason: format!("by {actor}: {}", record.login.reason),
             },
         };
         push(NodeId::Host(id), order, out);
@@ -175,10 +188,11 @@ impl HostLogin {
                     self.tell_host(id, out);
                 }
             }
-            LoginState::Moving { to, epoch, planned, .. } => {
+            LoginState::Moving { .. } | LoginState::Evicted { .. } => {
                 if wants(host) && (only.is_some() || self.must_hear()) {
                     self.tell_host(id, out);
                 }
+                let planned = matches!(record.login.state, LoginState::Moving { planned: true, .. });
                 for f in record.required().filter(|f| wants(NodeId::Scvm(f.scvm))) {
                     if self.is_proven(f) {
                         continue;
@@ -187,10 +201,14 @@ impl HostLogin {
                         let sent = Event::RevokeSent { host: id, scvm: f.scvm, epoch: f.epoch };
                         out.push(Effect::Journal(sent));
                     }
-                    let order = Order::Revoke { host: id, epoch: f.epoch, planned: *planned };
+                    let order = Order::Revoke { host: id, epoch: f.epoch, planned };
                     push(NodeId::Scvm(f.scvm), order, out);
                 }
-                if self.is_open() && !self.facts.admitted && wants(NodeId::Scvm(*to)) {
+                if let LoginState::Moving { to, epoch, .. } = &record.login.state
+                    && self.is_open()
+                    && !self.facts.admitted
+                    && wants(NodeId::Scvm(*to))
+                {
                     self.facts.admit_sent = true;
                     let order = Order::Admit { host: id, epoch: *epoch };
                     push(NodeId::Scvm(*to), order, out);

@@ -7,13 +7,18 @@
 //! | `requests` | what each message does |
 //! | `login` | one host's login: its record, what was heard since, the orders that follow |
 //! | `moves` | how a login gets from Moving to At: proofs, admission, resends, giving up |
+//! | `blocks` | clients that an operator keeps away |
+//! | `holders` | who holds what, by the servers' own word; ghosts; ending a login |
+//! | `twins` | two agents that speak as one node |
 //! | `copies` | messages that came twice |
 //! | `view` | the session health view |
 //!
 //! Sessions live in memory. Logins are records in a store that knows compare-and-set only; a record takes effect
 //! when the store has confirmed it, never before. The master never starts a move by itself.
 
+mod blocks;
 mod copies;
+mod holders;
 mod login;
 mod moves;
 mod record;
@@ -21,10 +26,12 @@ mod requests;
 mod sessions;
 #[cfg(test)]
 mod tests;
+mod twins;
 mod view;
 
 pub use record::{Holder, Record, Versioned};
 
+use crate::block::{Ask, BlockList, Denial, Done};
 use crate::ids::*;
 use crate::proto::*;
 use crate::timeline::Event;
@@ -60,6 +67,10 @@ fn with_drift(ns: u64) -> u64 {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RequestId(pub u64);
 
+/// Names one question of an operator until it is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Ticket(pub u64);
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Input {
     /// A genuine message of our cluster and version, from a configured node.
@@ -72,6 +83,10 @@ pub enum Input {
     StoreDone { host: HostId, version: u64 },
     /// It did not, or nobody can tell. `found` is what the store holds now, if it could be read.
     StoreFailed { host: HostId, why: String, found: Option<Option<Versioned>> },
+    /// An operator asks; `wall` is the wall clock now.
+    Ask { ticket: Ticket, ask: Ask, wall: WallMs },
+    /// What became of the list of blocks. `Err`: why it was not stored, and what the store holds, if it could be read.
+    BlocksStored { result: Result<(), (String, Option<BlockList>)>, wall: WallMs },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -92,6 +107,16 @@ pub enum Effect {
         expected: Option<u64>,
         record: Record,
     },
+    /// Compare-and-set: only if the store's list has version `expected` (0: there is none). One at a time.
+    StoreBlocks {
+        expected: u64,
+        list: BlockList,
+    },
+    /// Exactly one per [`Input::Ask`], at once or when the store has answered.
+    Told {
+        ticket: Ticket,
+        answer: Result<Done, Denial>,
+    },
     Journal(Event),
 }
 
@@ -102,6 +127,8 @@ pub struct SessionMaster {
     sessions: BTreeMap<ScvmId, Session>,
     hosts: BTreeMap<HostId, HostLogin>,
     copies: BTreeMap<NodeId, Copies>,
+    blocks: blocks::Blocks,
+    twins: twins::Twins,
     generation: u64,
 }
 
@@ -111,7 +138,16 @@ impl SessionMaster {
         let sessions = settings.scvms.iter().map(|s| (s.id, Session::absent(now))).collect();
         let hosts =
             settings.hosts.iter().map(|h| (h.id, HostLogin::new(stored.remove(&h.id), now))).collect();
-        SessionMaster { settings, started: now, sessions, hosts, copies: BTreeMap::new(), generation: 0 }
+        SessionMaster {
+            settings,
+            started: now,
+            sessions,
+            hosts,
+            copies: BTreeMap::new(),
+            blocks: blocks::Blocks::default(),
+            twins: twins::Twins::default(),
+            generation: 0,
+        }
     }
 
     pub fn handle(&mut self, input: Input, now: BootNs) -> Vec<Effect> {
@@ -122,6 +158,7 @@ impl SessionMaster {
                 let reply = match known {
                     Some(reply) => reply,
                     None => {
+                        self.watch_twins(from, incarnation, now, &mut out);
                         let reply = self.message(from, incarnation, msg, now, &mut out);
                         self.copies.entry(from).or_default().keep(incarnation, seq, reply.clone());
                         reply
@@ -129,8 +166,10 @@ impl SessionMaster {
                 };
                 out.push(Effect::Reply { request, reply });
             }
-            Input::Connected { node } => self.connected(node, &mut out),
+            Input::Connected { node } => self.connected(node, now, &mut out),
             Input::Tick => self.tick(now, &mut out),
+            Input::Ask { ticket, ask, wall } => self.ask_block(ticket, ask, wall, now, &mut out),
+            Input::BlocksStored { result, wall } => self.blocks_stored(result, wall, now, &mut out),
             Input::StoreDone { host, version } => self.store_done(host, version, now, &mut out),
             Input::StoreFailed { host, why, found } => self.store_failed(host, why, found, now, &mut out),
         }

@@ -46,6 +46,7 @@ impl SessionMaster {
                     term: self.settings.term,
                     logins: self.logins_of(scvm),
                     orders_to: 0,
+                    blocks: self.blocks.order(now),
                 })
             }
             ToMeta::KeepAlive { term, health } => {
@@ -75,6 +76,10 @@ impl SessionMaster {
                 self.admitted(scvm, host, epoch, error, now, out)?;
                 self.ok()
             }
+            ToMeta::Holders { term, clients } => {
+                self.holders(scvm, incarnation, term, clients, now)?;
+                self.ok()
+            }
             ToMeta::HostReport { .. }
             | ToMeta::Move { .. }
             | ToMeta::Released { .. }
@@ -99,7 +104,13 @@ impl SessionMaster {
             ToMeta::Move { from_epoch, to, planned, reason, evidence } => {
                 self.asked(host, from_epoch, Wanted { to, planned, reason, evidence }, now, out)?;
             }
-            ToMeta::Released { epoch } => self.released(host, epoch, now),
+            ToMeta::Released { epoch } => {
+                let current = self.hosts.get(&host).map(|h| h.epoch()).unwrap_or_default();
+                if epoch > current {
+                    return Err(Refusal::StaleEpoch { got: epoch, current });
+                }
+                self.released(host, epoch, now);
+            }
             ToMeta::FencedByPulse { scvm, epoch } => {
                 self.prove(host, scvm, epoch, FenceProof::KernelIdle, now, out)?;
             }
@@ -109,6 +120,7 @@ impl SessionMaster {
             | ToMeta::Prepared { .. }
             | ToMeta::Fenced { .. }
             | ToMeta::FenceWaits { .. }
+            | ToMeta::Holders { .. }
             | ToMeta::Admitted { .. } => return Err(Refusal::WrongSender { node }),
         }
         self.ok()
@@ -123,6 +135,7 @@ impl SessionMaster {
             let serves = match record.login.state {
                 LoginState::At { scvm: at, .. } => at == scvm,
                 LoginState::Moving { to, .. } => to == scvm && host.is_open(),
+                LoginState::Evicted { .. } => false,
             };
             if serves {
                 // As good as an order to admit.
@@ -145,6 +158,7 @@ impl SessionMaster {
         if !self.sessions.contains_key(&to) {
             return Err(Refusal::UnknownScvm { scvm: to });
         }
+        self.blocked(id, now)?;
         let target_ready = self.is_target(to, now);
         let Some(host) = self.hosts.get_mut(&id) else { return Ok(()) };
         if let Some(record) = host.overtaking()
@@ -209,6 +223,9 @@ impl SessionMaster {
             host.record().map(|r| r.login.state.clone())
         {
             host.settled = epoch == stands && scvm == Some(at);
+        }
+        if let Some(LoginState::Evicted { epoch: ended, .. }) = host.record().map(|r| &r.login.state) {
+            host.settled = epoch == *ended && scvm.is_none();
         }
         if let Some(released) = released {
             self.released(id, released, now);

@@ -19,10 +19,11 @@ impl SessionMaster {
                 reason: s.reason.clone(),
             })
         });
-        let logins = self
-            .hosts
-            .values()
-            .filter_map(|h| Some(LoginView { login: h.record()?.login.clone(), age_ns: now.since(h.since) }));
+        let logins = self.hosts.values().filter_map(|h| {
+            let login = h.record()?.login.clone();
+            let holder = self.holder(&login, now);
+            Some(LoginView { login, age_ns: now.since(h.since), holder, ghost: h.ghost })
+        });
         let hosts = self.settings.hosts.iter().filter_map(|info| {
             let h = self.hosts.get(&info.id)?;
             Some(HostView {
@@ -38,6 +39,8 @@ impl SessionMaster {
             sessions: sessions.collect(),
             logins: logins.collect(),
             hosts: hosts.collect(),
+            blocks: self.running_blocks(now),
+            alarms: self.twins.alarms(now),
         }
     }
 }

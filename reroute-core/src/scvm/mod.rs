@@ -6,6 +6,7 @@
 //! | [`server`] | whether the access server lives and answers |
 //! | [`admission`] | orders Prepare and Admit, the epoch file |
 //! | [`revoke`] | order Revoke: fence, drain, kill, proof |
+//! | [`blocks`] | whom an operator keeps away |
 //! | [`outbox`] | answers to Meta, sent until taken in |
 //! | [`limits`] | how old a call may grow, per client: a machine of its own beside this one |
 //!
@@ -13,6 +14,7 @@
 //! takes the words it reads for the truth.
 
 pub mod admission;
+pub mod blocks;
 pub mod hung;
 pub mod io;
 pub mod limits;
@@ -33,6 +35,7 @@ use crate::ids::*;
 use crate::proto::ServerHealth;
 use crate::timeline::Event;
 use admission::Admission;
+use blocks::Blocks;
 use outbox::Outbox;
 use reroute_common::admission::Word;
 use revoke::{Revoke, Stage, World};
@@ -74,6 +77,7 @@ pub struct Scvm {
     session: Session,
     server: Server,
     admission: Admission,
+    blocks: Blocks,
     revokes: BTreeMap<HostId, Revoke>,
     outbox: Outbox,
     clients: BTreeMap<HostId, ClientFacts>,
@@ -91,6 +95,7 @@ impl Scvm {
             session: Session::new(now),
             server: Server::new(settings.silent_ns, now),
             admission: Admission::default(),
+            blocks: Blocks::default(),
             revokes: BTreeMap::new(),
             outbox: Outbox::default(),
             clients: BTreeMap::new(),
@@ -125,7 +130,14 @@ impl Scvm {
     pub fn wake_at(&self, now: BootNs) -> BootNs {
         let revokes = self.revokes.values().filter_map(Revoke::wake_at).min();
         let mode = self.mode_asked.and_then(|(_, again)| again);
-        let parts = [self.server.wake_at(), self.admission.wake_at(), self.outbox.wake_at(), revokes, mode];
+        let parts = [
+            self.server.wake_at(),
+            self.admission.wake_at(),
+            self.outbox.wake_at(),
+            self.blocks.wake_at(),
+            revokes,
+            mode,
+        ];
         let soonest = parts.into_iter().flatten().chain([self.session.wake_at()]).min();
         now.plus(BEAT_NS).min(soonest.unwrap_or(now).max(now))
     }
@@ -143,7 +155,13 @@ impl Scvm {
             clients: self.clients.values().filter(|c| c.connections > 0).count() as u32,
             connections: self.clients.values().map(|c| c.connections).sum(),
             calls_waiting: facts.waiting,
+            blocks: self.blocks.enforced(),
         }
+    }
+
+    /// The term of the session that is open, or opens.
+    pub fn term(&self) -> Option<Term> {
+        self.session.term()
     }
 
     /// Why the kernel is not in the mode that is wanted; it is tried again until it is.
@@ -197,6 +215,7 @@ impl Scvm {
             Input::Clients(clients) => {
                 for client in &clients {
                     self.admission.learn(client.host, client.word);
+                    self.blocks.learn(client.host, client.blocked_until);
                 }
                 self.clients = clients.into_iter().map(|c| (c.host, c)).collect();
             }
@@ -224,7 +243,8 @@ impl Scvm {
             Input::Order { term, seq, order } => self.order(term, seq, order, now, out),
             Input::Reply { tag: Tag::Answer { id }, reply } => self.outbox.reply(id, reply, now, out),
             Input::Reply { tag, reply } => {
-                if let Some(logins) = self.session.reply(&self.settings, tag, reply, now, out) {
+                if let Some((logins, blocks)) = self.session.reply(&self.settings, tag, reply, now, out) {
+                    self.blocks.begin(blocks, now);
                     self.serve(logins, now, out);
                 }
             }
@@ -253,6 +273,7 @@ impl Scvm {
                 }
                 self.revokes.values_mut().for_each(|r| r.look_again(now));
             }
+            Input::BlockSet { host, until, result } => self.blocks.set(host, until, result, now, out),
             Input::AgentStateSet(result) => self.server.agent_state_set(result, now, out),
             Input::ModeSet { mode, result } => self.mode_set(mode, result, now, out),
             Input::BypassPersisted(result) => {
@@ -289,6 +310,7 @@ impl Scvm {
             self.admission.forget_pending(now, out);
         }
         self.admission.tick(now, out);
+        self.blocks.tick(now, out);
         let world = World { settings: &self.settings, server: &self.server, lenient: self.lenient() };
         let wanted_from = self.revokes.values().filter_map(|r| r.probe_from(&world)).max();
         self.server.tick(wanted_from, now, out);

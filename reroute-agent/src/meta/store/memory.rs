@@ -1,4 +1,5 @@
 use super::{Opened, Store, StoreError};
+use reroute_core::block::BlockList;
 use reroute_core::ids::{HostId, Term};
 use reroute_core::meta::{Record, Versioned};
 use std::collections::BTreeMap;
@@ -16,6 +17,7 @@ struct Kept {
     cluster: Option<String>,
     term: Term,
     logins: BTreeMap<HostId, Versioned>,
+    blocks: BlockList,
 }
 
 impl Store for Memory {
@@ -27,7 +29,7 @@ impl Store for Memory {
             return Err(StoreError::OtherCluster { path, found, ours });
         }
         kept.term = Term(kept.term.0 + 1);
-        Ok(Opened { term: kept.term, logins: kept.logins.clone() })
+        Ok(Opened { term: kept.term, logins: kept.logins.clone(), blocks: kept.blocks.clone() })
     }
 
     fn read(&mut self, host: HostId) -> Result<Option<Versioned>, StoreError> {
@@ -48,5 +50,18 @@ impl Store for Memory {
         let version = expected.unwrap_or(0) + 1;
         kept.logins.insert(host, Versioned { version, record: record.clone() });
         Ok(version)
+    }
+
+    fn read_blocks(&mut self) -> Result<BlockList, StoreError> {
+        Ok(self.kept.lock().unwrap_or_else(PoisonError::into_inner).blocks.clone())
+    }
+
+    fn compare_and_set_blocks(&mut self, expected: u64, list: &BlockList) -> Result<(), StoreError> {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.blocks.version != expected {
+            return Err(StoreError::BlocksConflict { found: Box::new(kept.blocks.clone()) });
+        }
+        kept.blocks = list.clone();
+        Ok(())
     }
 }

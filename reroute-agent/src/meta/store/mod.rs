@@ -11,6 +11,8 @@ mod tests;
 pub use memory::Memory;
 pub use redb::Redb;
 
+use crate::clock;
+use reroute_core::block::BlockList;
 use reroute_core::ids::{HostId, Term};
 use reroute_core::meta::{Input, Record, Versioned};
 use std::collections::BTreeMap;
@@ -34,6 +36,8 @@ pub enum StoreError {
     Malformed { path: PathBuf, key: String, why: String },
     #[error("somebody else wrote the record of {host} in between")]
     Conflict { host: HostId, found: Option<Box<Versioned>> },
+    #[error("somebody else wrote the list of blocks in between")]
+    BlocksConflict { found: Box<BlockList> },
 }
 
 /// What a store held when this term began.
@@ -42,6 +46,7 @@ pub struct Opened {
     /// One more than any term before; durable already.
     pub term: Term,
     pub logins: BTreeMap<HostId, Versioned>,
+    pub blocks: BlockList,
 }
 
 pub trait Store: Send {
@@ -55,13 +60,47 @@ pub trait Store: Send {
         expected: Option<u64>,
         record: &Record,
     ) -> Result<u64, StoreError>;
+
+    /// The list of blocks; an empty one of version 0 if there never was any.
+    fn read_blocks(&mut self) -> Result<BlockList, StoreError>;
+    /// Writes `list` only if the store's has version `expected`; durable when it returns.
+    fn compare_and_set_blocks(&mut self, expected: u64, list: &BlockList) -> Result<(), StoreError>;
 }
 
 /// A write for the store's thread.
-pub struct Write {
-    pub host: HostId,
-    pub expected: Option<u64>,
-    pub record: Record,
+pub enum Write {
+    Login { host: HostId, expected: Option<u64>, record: Record },
+    Blocks { expected: u64, list: BlockList },
+}
+
+impl Write {
+    /// Carries it out; what becomes of it, and whether it failed.
+    fn run(self, store: &mut impl Store) -> (Input, bool) {
+        match self {
+            Write::Login { host, expected, record } => match store.compare_and_set(host, expected, &record) {
+                Ok(version) => (Input::StoreDone { host, version }, false),
+                Err(error) => {
+                    let why = error.to_string();
+                    let found = match error {
+                        StoreError::Conflict { found, .. } => Some(found.map(|found| *found)),
+                        _ => store.read(host).ok(),
+                    };
+                    (Input::StoreFailed { host, why, found }, true)
+                }
+            },
+            Write::Blocks { expected, list } => {
+                let result = store.compare_and_set_blocks(expected, &list).map_err(|error| {
+                    let why = error.to_string();
+                    match error {
+                        StoreError::BlocksConflict { found } => (why, Some(*found)),
+                        _ => (why, store.read_blocks().ok()),
+                    }
+                });
+                let failed = result.is_err();
+                (Input::BlocksStored { result, wall: clock::wall() }, failed)
+            }
+        }
+    }
 }
 
 /// What became of a write, and how long it took.
@@ -78,23 +117,10 @@ pub fn spawn(
 ) -> std::io::Result<mpsc::Sender<Write>> {
     let (queue, writes) = mpsc::channel::<Write>();
     std::thread::Builder::new().name("store".into()).spawn(move || {
-        for Write { host, expected, record } in writes {
+        for write in writes {
             let began = Instant::now();
-            let outcome = store.compare_and_set(host, expected, &record);
-            let took = began.elapsed();
-            let failed = outcome.is_err();
-            let input = match outcome {
-                Ok(version) => Input::StoreDone { host, version },
-                Err(error) => {
-                    let why = error.to_string();
-                    let found = match error {
-                        StoreError::Conflict { found, .. } => Some(found.map(|found| *found)),
-                        _ => store.read(host).ok(),
-                    };
-                    Input::StoreFailed { host, why, found }
-                }
-            };
-            done(Written { input, took, failed });
+            let (input, failed) = write.run(&mut store);
+            done(Written { input, took: began.elapsed(), failed });
         }
     })?;
     Ok(queue)

@@ -1,5 +1,5 @@
 use super::*;
-use reroute_core::ids::{Epoch, ScvmId};
+use reroute_core::ids::{Epoch, ScvmId, WallMs};
 use reroute_core::proto::{FenceProof, Login, LoginState};
 
 fn record(host: u32, epoch: u64) -> Record {
@@ -22,6 +22,16 @@ fn contract(make: impl Fn() -> Box<dyn Store>) {
         assert_eq!(found.unwrap().record, record(7, 1));
     }
     assert_eq!(store.compare_and_set(host, Some(1), &record(7, 2)).unwrap(), 2);
+    assert_eq!(store.read_blocks().unwrap(), BlockList::default());
+    let list = |version| BlockList { version, written: WallMs(version), blocks: vec![] };
+    store.compare_and_set_blocks(0, &list(1)).unwrap();
+    for expected in [0, 2] {
+        let error = store.compare_and_set_blocks(expected, &list(9)).unwrap_err();
+        let StoreError::BlocksConflict { found } = error else { panic!("{error}") };
+        assert_eq!(*found, list(1));
+    }
+    store.compare_and_set_blocks(1, &list(2)).unwrap();
+    assert_eq!(store.read_blocks().unwrap(), list(2));
     drop(store);
 
     let mut again = make();
@@ -29,6 +39,7 @@ fn contract(make: impl Fn() -> Box<dyn Store>) {
     let opened = again.open("c1").unwrap();
     assert_eq!(opened.term, Term(2), "a refused claim begins no term");
     assert_eq!(opened.logins[&host], Versioned { version: 2, record: record(7, 2) });
+    assert_eq!(opened.blocks, list(2), "blocks outlive their Meta");
 }
 
 #[test]
@@ -65,7 +76,7 @@ fn the_thread_answers_every_write() {
     let mut store = Memory::default();
     store.open("c1").unwrap();
     let queue = spawn(store, move |w| answers.send(w.input).unwrap()).unwrap();
-    let write = |expected| Write { host: HostId(1), expected, record: record(1, 1) };
+    let write = |expected| Write::Login { host: HostId(1), expected, record: record(1, 1) };
     queue.send(write(None)).unwrap();
     queue.send(write(None)).unwrap();
     assert_eq!(got.recv().unwrap(), Input::StoreDone { host: HostId(1), version: 1 });

@@ -1,4 +1,6 @@
+mod blocks;
 mod chaos;
+mod holders;
 mod nodes;
 mod retarget;
 mod table;
