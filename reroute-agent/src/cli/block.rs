@@ -101,11 +101,12 @@ pub(super) fn with_query(path: &str, query: &impl serde::Serialize) -> anyhow::R
     url.set_path(path);
     let fields = serde_json::to_value(query)?;
     for (key, value) in fields.as_object().into_iter().flatten() {
-        match value {
-            Value::Null => {}
-            Value::String(text) => drop(url.query_pairs_mut().append_pair(key, text)),
-            other => drop(url.query_pairs_mut().append_pair(key, &other.to_string())),
-        }
+        let text = match value {
+            Value::Null => continue,
+            Value::String(text) => text.clone(),
+            other => other.to_string(),
+        };
+        url.query_pairs_mut().append_pair(key, &text);
     }
     Ok(format!("{}?{}", url.path(), url.query().unwrap_or_default()))
 }

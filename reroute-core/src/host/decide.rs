@@ -144,6 +144,7 @@ impl Machine {
     ) {
         self.faults.remove("stays");
         self.faults.remove("move");
+        self.faults.remove("blocked");
         let wait_ns = self.hold_down.wait_ns(now);
         // A place is not left again before the wait either, however well another one was before.
         if now < self.improve_after || now.since(self.route.since) < wait_ns {

@@ -97,7 +97,7 @@ impl Machine {
         let Refusal::Blocked { id, reason, actor, .. } = error else { return };
         self.blocked_until = Some(now.plus(ASK_AGAIN_NS));
         // Without the time that is left: said once, not with each answer.
-        self.fault("move", format!("this host may not move: {id} by {actor}: {reason}"), fx);
+        self.fault("blocked", format!("this host may not move: {id} by {actor}: {reason}"), fx);
     }
 
     pub(super) fn is_kept_away(&self, now: BootNs) -> bool {

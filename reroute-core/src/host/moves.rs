@@ -95,6 +95,7 @@ impl Machine {
         }
         // Meta, which has just taken it as a target, knows better.
         self.refused.remove(&to);
+        self.faults.remove("blocked");
         self.budget.spend(now);
         if ask.as_ref().is_some_and(|ask| !ask.planned) && !departed {
             self.hold_down.departed(now);

@@ -148,7 +148,9 @@ fn orders_that_cannot_be_meant_are_refused_by_name() {
         (moving(2, 1), "no login can have"),
     ] {
         let mut world = World::settled();
-        world.order(order.clone());
+        // Past the world's own belief in what Meta says.
+        let line = FromMeta { term: Term(1), seq: 1, order: order.clone() };
+        world.input(Input::Order(line));
         world.run(100 * MS);
         let report = world.machine.report(world.now);
         assert_eq!((report.scvm, report.epoch), (Some(A), Epoch(1)), "{order:?}");
