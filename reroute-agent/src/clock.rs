@@ -1,10 +1,16 @@
 //! CLOCK_BOOTTIME: the one clock that decides anything.
 
-use reroute_core::ids::{BootNs, Incarnation};
+use reroute_core::ids::{BootNs, Incarnation, WallMs};
 
 pub fn now() -> BootNs {
     let t = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
     BootNs(t.tv_sec as u64 * 1_000_000_000 + t.tv_nsec as u64)
+}
+
+/// The wall clock: only for what must outlive a reboot, and for people.
+pub fn wall() -> WallMs {
+    let t = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+    WallMs(u64::try_from(t.tv_sec).unwrap_or(0) * 1000 + t.tv_nsec as u64 / 1_000_000)
 }
 
 /// Tells this run of the process from any other on this node: never repeats while the node is up, and is drawn

@@ -57,7 +57,11 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("reroute-agent: {error:#}");
-            // 2: what was asked for is wrong, and nothing was touched. 1: it went wrong on the way.
+            // 2: what was asked for is wrong, and nothing was touched. 3: it is done, but not everywhere yet. 1: it went
+            // wrong on the way.
+            if error.is::<cli::Unconfirmed>() {
+                return ExitCode::from(3);
+            }
             let refused = error.is::<ConfigError>() || error.is::<cli::Refused>();
             ExitCode::from(if refused { 2 } else { 1 })
         }

@@ -6,7 +6,6 @@
 use crate::cli::Refused;
 use anyhow::{Context, bail};
 use axum::Router;
-use axum::extract::connect_info::Connected;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
@@ -25,6 +24,45 @@ const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=
 /// An agent that does not answer an operator within this is reported as hung.
 const ASK_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Who has connected to the operators' socket, by the kernel's word.
+#[derive(Clone, Copy, Debug)]
+pub struct Peer {
+    /// `None`: the kernel does not say.
+    uid: Option<u32>,
+}
+
+impl axum::extract::connect_info::Connected<axum::serve::IncomingStream<'_, tokio::net::UnixListener>>
+    for Peer
+{
+    fn connect_info(stream: axum::serve::IncomingStream<'_, tokio::net::UnixListener>) -> Peer {
+        Peer { uid: stream.io().peer_cred().ok().map(|cred| cred.uid()) }
+    }
+}
+
+impl Peer {
+    /// For the record: the user behind the socket, and whom they say they act for.
+    pub fn actor(&self, said: Option<&str>) -> String {
+        let user = match self.uid {
+            Some(uid) => user_name(uid).unwrap_or_else(|| format!("uid {uid}")),
+            None => "somebody on this node".into(),
+        };
+        let said: String = said.unwrap_or_default().trim().chars().filter(|c| !c.is_control()).take(80).collect();
+        match Some(said).filter(|s| !s.is_empty() && *s != user) {
+            Some(said) => format!("{said} ({user})"),
+            None => user,
+        }
+    }
+}
+
+fn user_name(uid: u32) -> Option<String> {
+    let users = std::fs::read_to_string("/etc/passwd").ok()?;
+    users.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let (name, number) = (fields.next()?, fields.nth(1)?);
+        (number.parse() == Ok(uid)).then(|| name.to_string())
+    })
+}
+
 /// Keeps the service running; dropping it ends the service and removes the socket.
 pub struct ServiceHandle {
     stop: Option<oneshot::Sender<()>>,
@@ -40,43 +78,6 @@ impl Drop for ServiceHandle {
         }
         let _ = std::fs::remove_file(&self.socket);
     }
-}
-
-/// Who is at the other end of the operators' socket, by the kernel's word.
-#[derive(Clone, Debug)]
-pub struct Peer {
-    uid: Option<u32>,
-}
-
-impl Connected<axum::serve::IncomingStream<'_, tokio::net::UnixListener>> for Peer {
-    fn connect_info(stream: axum::serve::IncomingStream<'_, tokio::net::UnixListener>) -> Peer {
-        Peer { uid: stream.io().peer_cred().ok().map(|cred| cred.uid()) }
-    }
-}
-
-impl Peer {
-    /// Who did it, for records: the user of the process that asked, and the name that was given with it.
-    pub fn names(&self, actor: &str) -> String {
-        let user = match self.uid {
-            None => "unknown user".to_string(),
-            Some(uid) => match user_name(uid) {
-                Some(name) => format!("{name}, uid {uid}"),
-                None => format!("uid {uid}"),
-            },
-        };
-        let given: String = actor.chars().filter(|c| !c.is_control()).take(80).collect();
-        if given.is_empty() { user } else { format!("{given} ({user})") }
-    }
-}
-
-/// By this node's own list of users.
-fn user_name(uid: u32) -> Option<String> {
-    let text = std::fs::read_to_string("/etc/passwd").ok()?;
-    text.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        let name = fields.next()?;
-        (fields.nth(1)?.parse() == Ok(uid)).then(|| name.to_string())
-    })
 }
 
 /// Serves `operator` on the Unix socket (mode 0600) and, if asked, `/metrics` on a TCP address.

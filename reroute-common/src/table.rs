@@ -95,7 +95,9 @@ pub mod drop {
     pub const SHIELD: usize = 4;
     /// Connection from before the host changed its path.
     pub const OLD_PATH: usize = 5;
-    pub const COUNT: usize = 6;
+    /// An operator keeps the client away.
+    pub const BLOCKED: usize = 6;
+    pub const COUNT: usize = 7;
 }
 
 /// Why calls became orphans.
@@ -139,6 +141,9 @@ pub struct Client {
 
     /// [`crate::admission::Word`].
     pub word: u64,
+    /// Until when an operator keeps this client away, boot ns; 0: nobody does. Written by userspace, beside the word that
+    /// is read with it.
+    pub blocked_until: u64,
     /// Until when the client's own host affirms it, boot ns of this SCVM.
     pub affirm_deadline: u64,
     /// When the last valid pulse of this host came in.
@@ -182,8 +187,9 @@ pub struct Client {
     pub pulses: u64,
     pub latency: [[u64; LATENCY_BUCKETS]; class::COUNT],
 }
-const _: () =
-    assert!(size_of::<Client>() == 104 + 8 * (9 + 8 + 2 + 5 + 6 + 2) + 8 * LATENCY_BUCKETS * class::COUNT);
+const _: () = assert!(
+    size_of::<Client>() == 112 + 8 * (9 + 8 + 2 + 5 + drop::COUNT + 2) + 8 * LATENCY_BUCKETS * class::COUNT
+);
 
 /// The server as a whole (map SERVER, one entry). Written by programs only.
 #[repr(C)]

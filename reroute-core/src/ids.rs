@@ -29,6 +29,14 @@ number!(/// Counts Meta's leaders: grows with each start, kept in the store.
 number!(/// Tells one run of a process (agent, server) from the next.
     Incarnation(u64), "incarnation ");
 
+number!(/// Names a block of a client; never 0.
+    BlockId(u64), "block ");
+
+/// The wall clock (UTC), ms since 1970. Decides nothing but what must outlive a reboot; never compared with [`BootNs`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct WallMs(pub u64);
+
 /// CLOCK_BOOTTIME of one node, ns. Stamps of two nodes are never compared.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -48,6 +56,13 @@ impl BootNs {
 }
 
 impl Epoch {
+    /// The admission word has room for no later one.
+    pub const LAST: Epoch = Epoch((1 << 56) - 1);
+
+    /// Whether it can be the epoch of a login: 0 means none.
+    pub fn is_login(self) -> bool {
+        (1..=Epoch::LAST.0).contains(&self.0)
+    }
     pub fn next(self) -> Epoch {
         Epoch(self.0 + 1)
     }

@@ -10,6 +10,7 @@
 //! | route ↔ host | [`host`] | `host` |
 #![forbid(unsafe_code)]
 
+pub mod block;
 pub mod host;
 pub mod ids;
 pub mod meta;

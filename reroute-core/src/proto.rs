@@ -4,6 +4,7 @@
 //! network, each with a number, so that a second copy is recognised. Every message names term or epoch where it
 //! matters: what comes late is refused by name, not by luck.
 
+use crate::block::{BlockOrder, BlockView, HolderFacts, HolderView};
 use crate::ids::*;
 use serde::{Deserialize, Serialize};
 
@@ -42,6 +43,8 @@ pub enum ToMeta {
     /// A client without an agent calls here on an established connection, and is held back: its login is wanted here.
     /// Repeated while it does. `age_ns`: since its last call; `closed`: up to this epoch it is not admitted here.
     LoginWanted { host: HostId, closed: Epoch, connections: u32, age_ns: u64 },
+    /// Once a second, for people: who holds what here. Changes nothing.
+    Holders { term: Term, clients: Vec<HolderFacts> },
 
     // --- from a host ---
     /// After start, after each reconnect of the push stream, and every second.
@@ -72,6 +75,9 @@ pub enum MetaReply {
         /// Number of the last order sent to this SCVM before this session: what it ordered up to there holds no more.
         #[serde(default)]
         orders_to: u64,
+        /// Who is blocked.
+        #[serde(default)]
+        blocks: BlockOrder,
     },
     /// Nothing was changed.
     Refused { error: Refusal },
@@ -117,6 +123,10 @@ pub enum Refusal {
         "the dead domain of {scvm} is not known to be the one that had the last session: another one may have been admitted since"
     )]
     OtherInstance { scvm: ScvmId },
+    #[error(
+        "blocked by {actor} for another {remaining_s} s ({id}: {reason}): wait for its end, or `reroute-agent block rm {}`", id.0
+    )]
+    Blocked { id: BlockId, reason: String, actor: String, remaining_s: u64 },
     #[error("a move of this host is under way (to {to}, {epoch}): wait for it")]
     MoveInProgress { to: ScvmId, epoch: Epoch },
     #[error("the store did not take the change: {why}")]
@@ -161,6 +171,8 @@ pub enum Order {
     Revoke { host: HostId, epoch: Epoch, planned: bool },
     /// Serve `host` at `epoch`.
     Admit { host: HostId, epoch: Epoch },
+    /// These clients are kept away, and nobody else.
+    Blocks { list: BlockOrder },
 
     // --- to a host ---
     /// The move is on record: release `from` now, wait for [`Order::At`].
@@ -170,6 +182,8 @@ pub enum Order {
     /// To a host beside `scvm`: is the domain dead that `host` was logged in to at `epoch`? Only what the hypervisor
     /// says from now on counts; [`ToMeta::DomainDead`] if it is, nothing if not.
     AskDomain { scvm: ScvmId, host: HostId, epoch: Epoch },
+    /// An operator has ended the login at `epoch`: let `from_epoch` go. A new login has to be asked for from `epoch`.
+    Evicted { from_epoch: Epoch, epoch: Epoch, reason: String },
     /// The move you asked for will not happen; the login stands as it did.
     MoveRefused { to: ScvmId, error: Refusal },
 }
@@ -196,6 +210,9 @@ pub struct ServerHealth {
     /// Clients without an agent that call here and are not served.
     #[serde(default)]
     pub held_clients: u32,
+    /// Version of the list of blocks that the kernel enforces; 0: none is known to be.
+    #[serde(default)]
+    pub blocks: u64,
 }
 
 /// A piece of evidence, with who saw it. Times are the observer's own clock.
@@ -316,6 +333,12 @@ pub struct ClusterView {
     /// SCVMs that hosts are to leave, and none may move to.
     #[serde(default)]
     pub draining: Vec<DrainView>,
+    /// Blocks that run.
+    #[serde(default)]
+    pub blocks: Vec<BlockView>,
+    /// What somebody should look at, by name.
+    #[serde(default)]
+    pub alarms: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -384,6 +407,13 @@ pub enum LoginState {
         epoch: Epoch,
         planned: bool,
     },
+    /// An operator ended the login: nobody is admitted at this epoch. Those in `fencing` are shut first of all, and must
+    /// be known to be before another opens.
+    Evicted {
+        fencing: Vec<Fencing>,
+        epoch: Epoch,
+        actor: String,
+    },
 }
 
 /// A server that must be known to be shut before the next one opens.
@@ -398,7 +428,9 @@ pub struct Fencing {
 impl Login {
     pub fn epoch(&self) -> Epoch {
         match &self.state {
-            LoginState::At { epoch, .. } | LoginState::Moving { epoch, .. } => *epoch,
+            LoginState::At { epoch, .. }
+            | LoginState::Moving { epoch, .. }
+            | LoginState::Evicted { epoch, .. } => *epoch,
         }
     }
 }
@@ -411,6 +443,12 @@ pub struct LoginView {
     /// What the proof that this login rests on takes on trust; empty: nothing, or it still moves.
     #[serde(default)]
     pub does_not_cover: String,
+    /// What its server sees of the client; none: it has not said so lately.
+    #[serde(default)]
+    pub holder: Option<HolderView>,
+    /// Nothing has been heard of the client for so long, and nothing of it is in progress, that it counts as dead.
+    #[serde(default)]
+    pub ghost: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -72,6 +72,14 @@ pub enum Event {
     SocketsReset { count: u32 },
     /// SCVM, kernel stamp: the first reply to this host since it was admitted here.
     FirstReply { host: HostId, epoch: Epoch },
+    /// Meta: an operator keeps a client away for a time; it is on record.
+    BlockAdded { id: BlockId, host: HostId, reason: String, actor: String, for_ms: u64 },
+    /// Meta: a block was removed by somebody, or its time is over.
+    BlockEnded { id: BlockId, host: HostId, by: Option<String> },
+    /// SCVM: the kernel keeps the client away for this long from now; 0: no more.
+    BlockSet { host: HostId, for_ns: u64 },
+    /// Meta: an operator ended the login; it is on record.
+    Evicted { host: HostId, from: Option<ScvmId>, epoch: Epoch, actor: String, reason: String },
     /// An operator suspended or restored enforcement.
     Bypass { on: bool, actor: String },
     /// Anything refused or failed that somebody should look at.

@@ -24,6 +24,9 @@ pub fn refusal(client: Shared<Client>, server: Shared<Server>, slot: u32, now: u
     if slot == 0 {
         return Some(drop::UNREGISTERED);
     }
+    if now < at!(client.blocked_until).get() {
+        return Some(drop::BLOCKED);
+    }
     if !Word(at!(client.word).get()).is_admitted() {
         return Some(drop::NOT_ADMITTED);
     }

@@ -6,6 +6,7 @@ mod agentless;
 mod chaos;
 mod doctor;
 mod failover;
+mod holders;
 mod input;
 mod isolation;
 mod latency;

@@ -19,7 +19,7 @@ pub fn healthy(options: Options) -> Lab {
 pub fn login(view: &ClusterView, host: u32) -> Option<(ScvmId, u64, FenceProof)> {
     view.logins.iter().find(|l| l.login.host.0 == host).and_then(|l| match l.login.state {
         LoginState::At { scvm, epoch, proof } => Some((scvm, epoch.0, proof)),
-        LoginState::Moving { .. } => None,
+        LoginState::Moving { .. } | LoginState::Evicted { .. } => None,
     })
 }
 

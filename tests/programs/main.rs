@@ -6,6 +6,7 @@ mod admission;
 mod agentless;
 mod attaching;
 mod bench;
+mod blocks;
 mod captures;
 mod counting;
 mod flood;

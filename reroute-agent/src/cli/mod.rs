@@ -1,9 +1,11 @@
 //! The operator's verbs: each asks an agent on this node by its Unix socket. `doctor` works without one, too.
 
+pub mod block;
 pub mod bypass;
 pub mod drain;
 pub mod flows;
 pub mod moves;
+pub mod logins;
 pub mod route;
 pub mod status;
 
@@ -14,6 +16,11 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct Refused(pub String);
+
+/// It is done and on record, but not everybody is known to follow; they are named. Exit code 3.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Unconfirmed(pub String);
 
 #[derive(Clone, Copy, Debug, Default, clap::ValueEnum)]
 pub enum Output {
@@ -44,6 +51,11 @@ pub enum Verb {
         #[arg(long)]
         watch: Option<u64>,
     },
+    /// Who holds what, since when, and what shows that somebody stands behind it.
+    Logins(logins::Args),
+    /// Keep a client away from every server for a time.
+    #[command(subcommand)]
+    Block(block::BlockVerb),
     /// On an SCVM: suspend (`on`) or restore (`off`) enforcement at once, without Meta.
     Bypass {
         #[arg(value_enum)]
@@ -101,6 +113,8 @@ pub fn run(verb: Verb) -> anyhow::Result<()> {
     match verb {
         Verb::Status(common) => status::run(common),
         Verb::Flows { common, watch } => flows::run(common, watch),
+        Verb::Logins(args) => logins::run(args),
+        Verb::Block(verb) => block::run(verb),
         Verb::Bypass { switch, common } => bypass::run(switch, common),
         Verb::Doctor { config, output } => doctor::run(&config, output),
         Verb::Route(verb) => route::run(verb),

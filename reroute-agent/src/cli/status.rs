@@ -43,20 +43,21 @@ fn render(status: &Status) -> String {
             let names = Names(view);
             out += &sessions(view);
             out += &logins(view, &names);
+            out += &super::block::render(&view.blocks, Some(view));
             out += &hosts(view, &names);
         }
     }
     out + &local(&status.local)
 }
 
-struct Names<'a>(&'a ClusterView);
+pub(super) struct Names<'a>(pub(super) &'a ClusterView);
 
 impl Names<'_> {
-    fn scvm(&self, id: ScvmId) -> String {
+    pub(super) fn scvm(&self, id: ScvmId) -> String {
         let found = self.0.sessions.iter().find(|s| s.scvm == id);
         found.map_or_else(|| id.to_string(), |s| s.name.clone())
     }
-    fn host(&self, id: HostId) -> String {
+    pub(super) fn host(&self, id: HostId) -> String {
         let found = self.0.hosts.iter().find(|h| h.host == id);
         found.map_or_else(|| id.to_string(), |h| h.name.clone())
     }
@@ -103,12 +104,14 @@ fn warnings(status: &Status) -> Vec<String> {
             all.push(format!("{name}: its login rests on trust in {}", l.does_not_cover));
         }
     }
+    all.extend(view.alarms.iter().cloned());
     for s in &view.sessions {
         if s.health.held_clients > 0 {
             all.push(format!("{}: {} clients without an agent are held back", s.name, s.health.held_clients));
         }
         if s.health.bypass {
-            all.push(format!("{}: bypass: one-writer is suspended", s.name));
+            let blocks = if view.blocks.is_empty() { "" } else { ", and blocks are" };
+            all.push(format!("{}: bypass: one-writer is suspended{blocks}", s.name));
         }
         if s.state == SessionState::Lost {
             all.push(format!("{}: session lost {} ago", s.name, time(s.age_ns)));
@@ -172,8 +175,18 @@ fn logins(view: &ClusterView, names: &Names) -> String {
                 let kind = if *planned { "moving (planned)" } else { "moving" };
                 (format!("{kind} to {}", names.scvm(*to)), waits)
             }
+            LoginState::Evicted { fencing, actor, .. } => {
+                let open: Vec<String> =
+                    fencing.iter().filter(|f| f.proof.is_none()).map(|f| names.scvm(f.scvm)).collect();
+                let waits = match open.is_empty() {
+                    true => "all are shut".to_string(),
+                    false => format!("waits for the fence of {}", open.join(", ")),
+                };
+                (format!("evicted by {actor}"), waits)
+            }
         };
         let epoch = l.login.epoch().0.to_string();
+        let stands = if l.ghost { format!("{stands} (ghost)") } else { stands };
         let trust = if l.does_not_cover.is_empty() { "-".into() } else { l.does_not_cover.clone() };
         vec![names.host(l.login.host), epoch, stands, time(l.age_ns), proof, l.login.reason.clone(), trust]
     });
@@ -261,7 +274,7 @@ fn flat(value: &Value) -> String {
 }
 
 /// The word an enum has in JSON.
-fn word(value: &impl serde::Serialize) -> String {
+pub(super) fn word(value: &impl serde::Serialize) -> String {
     match serde_json::to_value(value) {
         Ok(Value::String(word)) => word.replace('_', " "),
         _ => String::new(),
@@ -269,7 +282,7 @@ fn word(value: &impl serde::Serialize) -> String {
 }
 
 /// A time to read: three digits that matter.
-fn time(ns: u64) -> String {
+pub(super) fn time(ns: u64) -> String {
     let s = ns / SEC;
     match s {
         0 => format!("{} ms", ns / MS),
@@ -281,7 +294,7 @@ fn time(ns: u64) -> String {
 }
 
 /// Columns as wide as their widest cell; nothing at all without rows.
-fn table(head: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
+pub(super) fn table(head: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
     let rows: Vec<Vec<String>> = rows.collect();
     if rows.is_empty() {
         return String::new();

@@ -54,6 +54,7 @@ struct Driver {
     meta: MetaClient,
     meta_up: BTreeSet<SocketAddr>,
     view: Option<ClusterView>,
+    view_at: BootNs,
     found: Option<Found>,
     parts: Parts,
     metrics: Metrics,
@@ -109,6 +110,7 @@ pub async fn run(parts: Parts, stop: impl Future<Output = ()>) -> anyhow::Result
         meta,
         meta_up: BTreeSet::new(),
         view: None,
+        view_at: BootNs(0),
         found: None,
         parts,
         metrics,
@@ -288,6 +290,7 @@ impl Driver {
                 self.meta_up.insert(address);
                 self.input(Input::MetaLink { up: true });
             }
+            LinkEvent::Stranger { why, .. } => self.parts.journal.record(Event::Fault { what: why }),
             LinkEvent::Down { address, why } => {
                 tracing::warn!(%address, why, "Meta's push stream is down");
                 self.meta_up.remove(&address);
@@ -298,6 +301,7 @@ impl Driver {
             LinkEvent::Order(order) => {
                 if let Order::View { view } = &order.order {
                     self.view = Some(view.clone());
+                    self.view_at = clock::now();
                 }
                 self.input(Input::Order(order));
             }
@@ -325,11 +329,14 @@ impl Driver {
     fn operator(&mut self, request: Request) {
         match request {
             Request::Status(answer) => {
+                let mut local = self.machine.local(clock::now());
+                local.faults.extend(self.meta.strangers());
                 let status = Status {
                     role: "host".into(),
                     node: self.parts.node.name.clone(),
                     view: self.view.clone(),
-                    local: self.machine.local(clock::now()),
+                    view_age_ns: self.view.as_ref().map(|_| clock::now().since(self.view_at)),
+                    local,
                 };
                 let _ = answer.send(Box::new(status));
             }

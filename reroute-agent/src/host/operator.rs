@@ -19,6 +19,9 @@ pub struct Status {
     pub node: String,
     /// Meta's view as last pushed; none until it was heard.
     pub view: Option<ClusterView>,
+    /// Since it was heard, ns.
+    #[serde(default)]
+    pub view_age_ns: Option<u64>,
     pub local: Local,
 }
 
@@ -115,7 +118,7 @@ async fn set(
     ConnectInfo(peer): ConnectInfo<Peer>,
     Json(wish): Json<PinWish>,
 ) -> Response {
-    let actor = peer.names(&wish.actor);
+    let actor = peer.actor(Some(&wish.actor));
     pin(requests, Some(PinWish { actor, ..wish })).await
 }
 

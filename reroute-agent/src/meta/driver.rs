@@ -18,8 +18,9 @@ use crate::journal::Journal;
 use crate::meta_client::push_direction;
 use crate::{clock, fault_point, keys};
 use bytes::Bytes;
+use reroute_core::block::{Ask, BlockView, Denial, Done};
 use reroute_core::ids::*;
-use reroute_core::meta::{Effect, Input, OperatorAnswer, RequestId, SessionMaster};
+use reroute_core::meta::{Effect, Input, OperatorAnswer, RequestId, SessionMaster, Ticket};
 use reroute_core::proto::*;
 use reroute_core::timeline::Event;
 use std::collections::BTreeMap;
@@ -68,6 +69,8 @@ pub struct Driver {
     requests: u64,
     /// Who waits for an answer; some come only when the store has confirmed the lease.
     answers: BTreeMap<RequestId, (NodeId, oneshot::Sender<MetaReply>)>,
+    /// Operators who wait for what becomes of a block or an eviction.
+    denials: BTreeMap<Ticket, oneshot::Sender<Result<Done, Denial>>>,
     /// The later term that ends this Meta.
     over: Option<Term>,
     viewed: (u64, BootNs),
@@ -102,6 +105,7 @@ impl Driver {
             metrics,
             requests: 0,
             answers: BTreeMap::new(),
+            denials: BTreeMap::new(),
             over: None,
             snapshot_at: BootNs(0),
         }
@@ -143,14 +147,19 @@ impl Driver {
 
     fn question(&mut self, question: Question) {
         match question {
-            Question::Status(answer) => {
-                let _ = answer.send(self.status());
-            }
+            Question::Status(answer) => drop(answer.send(self.status())),
+            Question::Blocks(answer) => drop(answer.send(self.master.blocks(clock::now()))),
             Question::Ask(ask, answer) => {
                 self.requests += 1;
                 let request = RequestId(self.requests);
                 self.asked.insert(request, answer);
                 self.input(Input::Operator { request, ask });
+            }
+            Question::KeepOut(ask, answer) => {
+                self.requests += 1;
+                let ticket = Ticket(self.requests);
+                self.denials.insert(ticket, answer);
+                self.input(Input::Ask { ticket, ask, wall: clock::wall() });
             }
         }
     }
@@ -286,6 +295,12 @@ impl Driver {
                 Effect::Answer { request, answer } => {
                     if let Some(waits) = self.asked.remove(&request) {
                         let _ = waits.send(answer);
+                    }
+                }
+                Effect::StoreBlocks { expected, list } => self.write(Write::Blocks { expected, list }),
+                Effect::Told { ticket, answer } => {
+                    if let Some(asked) = self.denials.remove(&ticket) {
+                        let _ = asked.send(answer);
                     }
                 }
                 Effect::Journal(event) => self.journal(now, event),

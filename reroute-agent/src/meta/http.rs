@@ -5,7 +5,7 @@ use super::driver::{Call, STREAM_QUEUE};
 use super::metrics::{Metrics, reason};
 use crate::config::{ClusterKey, Config};
 use crate::keys::{self, MAC_HEADER};
-use crate::meta_client::{push_direction, reply_direction};
+use crate::meta_client::{TERM_HEADER, push_direction, reply_direction};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::rejection::BytesRejection;
@@ -14,7 +14,7 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use bytes::Bytes;
-use reroute_core::ids::{HostId, NodeId, ScvmId};
+use reroute_core::ids::{HostId, NodeId, ScvmId, Term};
 use reroute_core::proto::{Envelope, MetaReply, Refusal, VERSION};
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -26,18 +26,21 @@ pub const BODY_LIMIT: usize = 64 << 10;
 pub struct Gate {
     key: ClusterKey,
     cluster: String,
+    /// Every answer says in which it was given.
+    term: Term,
     nodes: BTreeSet<NodeId>,
     calls: mpsc::Sender<Call>,
     metrics: Metrics,
 }
 
 impl Gate {
-    pub fn new(config: &Config, calls: mpsc::Sender<Call>, metrics: Metrics) -> Gate {
+    pub fn new(config: &Config, term: Term, calls: mpsc::Sender<Call>, metrics: Metrics) -> Gate {
         let hosts = config.cluster.hosts.iter().map(|h| NodeId::Host(h.id));
         let scvms = config.cluster.scvms.iter().map(|s| NodeId::Scvm(s.id));
         Gate {
             key: config.key.clone(),
             cluster: config.cluster.id.clone(),
+            term,
             nodes: hosts.chain(scvms).collect(),
             calls,
             metrics,
@@ -65,9 +68,13 @@ impl Gate {
         };
         match serde_json::to_vec(reply) {
             Ok(body) => {
-                let mac = keys::message_mac(&self.key, &reply_direction(request_mac), &body);
-                let headers =
-                    [(header::CONTENT_TYPE.as_str(), "application/json"), (MAC_HEADER, mac.as_str())];
+                let mac = keys::message_mac(&self.key, &reply_direction(request_mac, self.term), &body);
+                let term = self.term.0.to_string();
+                let headers = [
+                    (header::CONTENT_TYPE.as_str(), "application/json"),
+                    (MAC_HEADER, mac.as_str()),
+                    (TERM_HEADER, term.as_str()),
+                ];
                 (status, headers, body).into_response()
             }
             Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),

@@ -9,7 +9,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
-use reroute_core::ids::BootNs;
+use reroute_core::ids::{BootNs, ScvmId};
 use reroute_core::proto::{ClusterView, LoginState, Refusal, SessionState};
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -133,6 +133,7 @@ pub fn reason(refusal: &Refusal) -> &'static str {
         Refusal::NothingToVouch { .. } => "nothing_to_vouch",
         Refusal::NotBeside { .. } => "not_beside",
         Refusal::OtherInstance { .. } => "other_instance",
+        Refusal::Blocked { .. } => "blocked",
         Refusal::MoveInProgress { .. } => "move_in_progress",
         Refusal::Store { .. } => "store",
         Refusal::WrongSender { .. } => "sender",
@@ -194,6 +195,7 @@ impl Collector for ViewCollector {
             let (state, scvm) = match l.login.state {
                 LoginState::At { scvm, .. } => ("at", scvm),
                 LoginState::Moving { to, .. } => ("moving", to),
+                LoginState::Evicted { .. } => ("evicted", ScvmId::default()),
             };
             let labels = [
                 ("host", host_name(l.login.host).unwrap_or_default()),
@@ -227,6 +229,29 @@ impl Collector for ViewCollector {
         )?;
         let slowed = wants.iter().filter(|(_, w)| w.slowed_ns.is_some()).count() as f64;
         family(e, "clients_slowed", "Clients that alternate between servers", [(none, slowed)].into_iter())?;
+        let ghosts = view.logins.iter().map(|l| {
+            let labels = [("host", host_name(l.login.host).unwrap_or_default())];
+            (labels, f64::from(u8::from(l.ghost)))
+        });
+        family(e, "login_ghost", "1: nobody stands behind this login any more", ghosts)?;
+        let connections = view.logins.iter().filter_map(|l| {
+            let held = l.holder.as_ref()?;
+            let labels = [("host", host_name(l.login.host).unwrap_or_default())];
+            Some((labels, f64::from(held.facts.connections)))
+        });
+        family(e, "login_connections", "Connections of the client, by its server's own word", connections)?;
+        let blocks = || {
+            view.blocks.iter().map(|b| {
+                let host = host_name(b.block.host).unwrap_or_default();
+                ([("host", host), ("block", b.block.id.0.to_string())], b)
+            })
+        };
+        let left = blocks().map(|(labels, b)| (labels, seconds(b.remaining_ns.saturating_sub(stale))));
+        family(e, "block_remaining_seconds", "Until an operator's block of this client ends", left)?;
+        let open = blocks().map(|(labels, b)| (labels, b.unconfirmed.len() as f64));
+        family(e, "block_unconfirmed_scvms", "SCVMs not known to enforce it", open)?;
+        let alarms = view.alarms.len() as f64;
+        family(e, "alarms", "Faults of the cluster that stand", [(none, alarms)].into_iter())?;
         family(e, "hosts_unheard", "Hosts not heard in this term", [(none, unheard)].into_iter())
     }
 }

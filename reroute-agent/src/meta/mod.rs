@@ -10,6 +10,7 @@
 
 mod driver;
 mod fence;
+mod keep_out;
 mod http;
 mod metrics;
 pub mod operator;
@@ -18,6 +19,8 @@ pub mod store;
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
+
+pub use keep_out::{Wanted, Why};
 
 use crate::cli::Refused;
 use crate::config::{Config, ns};
@@ -116,13 +119,15 @@ impl Meta {
         })?;
         let adopted = format!("{} logins, {}", opened.logins.len(), opened.term);
         journal.record(Event::Started { role: "meta".into(), adopted });
-        let mut master = SessionMaster::new(settings(&config, &opened), opened.logins, clock::now())
-            .with_draining(opened.draining);
+        let now = clock::now();
+        let mut master = SessionMaster::new(settings(&config, &opened), opened.logins, now)
+            .with_draining(opened.draining)
+            .with_blocks(opened.blocks, clock::wall(), now);
         if let Some(command) = &config.meta()?.fence_command {
             master = master.with_fence_command(fence::settings(command));
         }
         let listen = listeners.iter().map(|(address, _)| *address).collect();
-        let router = http::router(http::Gate::new(&config, calling, metrics.clone()));
+        let router = http::router(http::Gate::new(&config, opened.term, calling, metrics.clone()));
         let mut servers = tokio::task::JoinSet::new();
         for (address, listener) in listeners {
             let listener = tokio::net::TcpListener::from_std(listener)?.tap_io(move |socket| {

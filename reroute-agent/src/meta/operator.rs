@@ -7,6 +7,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
+use reroute_core::block::{Ask, BlockView, Denial, Done};
 use reroute_core::ids::Epoch;
 use reroute_core::meta::{OperatorAnswer, OperatorAsk};
 use reroute_core::proto::{Draining, Refusal};
@@ -20,6 +21,10 @@ pub enum Question {
     /// The status as JSON.
     Status(oneshot::Sender<serde_json::Value>),
     Ask(OperatorAsk, oneshot::Sender<Result<OperatorAnswer, Refusal>>),
+    /// Every block on record.
+    Blocks(oneshot::Sender<Vec<BlockView>>),
+    /// See `keep_out`.
+    KeepOut(Ask, oneshot::Sender<Result<Done, Denial>>),
 }
 
 /// `drain`.
@@ -111,7 +116,7 @@ async fn drain(
     ConnectInfo(peer): ConnectInfo<Peer>,
     Json(wish): Json<DrainWish>,
 ) -> Response {
-    let actor = peer.names(&wish.actor);
+    let actor = peer.actor(Some(&wish.actor));
     let scvm = match socket.cluster.scvm_named(&wish.scvm) {
         Ok(scvm) => scvm,
         Err(why) => return refused(why),
@@ -146,6 +151,6 @@ async fn vouch(
     if wish.typed.iter().any(|typed| *typed != name) {
         return refused(format!("not confirmed: the name {name:?} must be given twice"));
     }
-    let actor = peer.names(&wish.actor);
+    let actor = peer.actor(Some(&wish.actor));
     socket.ask(OperatorAsk::Vouch { host, scvm, epoch: wish.epoch, actor }).await
 }

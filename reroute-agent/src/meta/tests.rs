@@ -313,7 +313,15 @@ async fn forged_push_lines_are_dropped() {
     let forged = line(2, &crate::config::ClusterKey(vec![1; 32]), &direction);
     let elsewhere = line(3, &config.key, "push/host/2");
     let first = line(1, &config.key, &direction);
-    let lines = [first.clone(), forged, elsewhere, "noise\n".into(), first, line(4, &config.key, &direction)];
+    let json = serde_json::to_string(&FromMeta {
+        term: Term(1),
+        seq: 0,
+        order: Order::Hello { cluster: "c1".into() },
+    });
+    let json = json.unwrap();
+    let hello = format!("{} {json}\n", keys::message_mac(&config.key, &direction, json.as_bytes()));
+    let lines =
+        [hello, first.clone(), forged, elsewhere, "noise\n".into(), first, line(4, &config.key, &direction)];
     let listener = tokio::net::TcpListener::bind(("127.0.0.1", port)).await.unwrap();
     let router = axum::Router::new().route(
         "/v1/push/host/1",
@@ -456,6 +464,12 @@ impl Store for Held {
     fn read(&mut self, host: HostId) -> Result<Option<reroute_core::meta::Versioned>, StoreError> {
         self.store.read(host)
     }
+    fn read_blocks(&mut self) -> Result<reroute_core::block::BlockList, StoreError> {
+        self.store.read_blocks()
+    }
+    fn compare_and_set_blocks(&mut self, expected: u64, list: &reroute_core::block::BlockList) -> Result<(), StoreError> {
+        self.store.compare_and_set_blocks(expected, list)
+    }
     fn set_draining(&mut self, scvm: ScvmId, draining: Option<&Draining>) -> Result<(), StoreError> {
         self.wait();
         self.store.set_draining(scvm, draining)
@@ -592,4 +606,133 @@ async fn a_later_term_ends_meta_with_a_named_error() {
     let error = ended.unwrap_err();
     assert!(matches!(error, StoreError::LaterTerm { later: Term(2) }), "{error}");
     assert!(error.to_string().contains("this one has to stop"), "{error}");
+async fn asked<T: serde::de::DeserializeOwned>(
+    config: &Config,
+    method: axum::http::Method,
+    path: &str,
+) -> anyhow::Result<T> {
+    service::ask(&config.meta().unwrap().socket, method, path).await
+}
+
+/// Added, told to an SCVM with its session and by push, confirmed, kept over a restart, removed once.
+#[tokio::test]
+async fn a_block_by_the_operators_socket() {
+    use axum::http::Method;
+    use reroute_core::block::{BlockView, Done};
+    let dir = Dir::new("meta-block");
+    let config = config(&dir, "c1", &[free_port()], "");
+    let meta = Running::start(&config).await;
+    let mut scvm = Agent::start(&config, NodeId::Scvm(A));
+    scvm.event("Up", |e| matches!(e, LinkEvent::Up { .. }).then_some(())).await;
+    scvm.open_session().await;
+    let add = "/v1/blocks?client=x&for_ms=60000&reason=why%20not&sure=true&actor=jane";
+    let done: Done = asked(&config, Method::POST, add).await.unwrap();
+    let Done::Blocked { block, version: 1 } = done else { panic!("{done:?}") };
+    assert!(block.actor.starts_with("jane (") && block.actor.ends_with(')'), "{}", block.actor);
+    let told = scvm.order("Blocks", |o| match o {
+        Order::Blocks { list } => Some(list.clone()),
+        _ => None,
+    });
+    let told = told.await;
+    assert_eq!((told.version, told.blocks.len(), told.blocks[0].host), (1, 1, HostId(1)));
+    assert!((50 * SEC..=60 * SEC).contains(&told.blocks[0].remaining_ns), "{told:?}");
+    for wrong in [
+        "/v1/blocks?client=y&for_ms=60000&reason=r",
+        "/v1/blocks?client=x&for_ms=0&reason=r",
+        "/v1/blocks?client=x&for_ms=60000&reason=",
+        "/v1/blocks?client=x&for_ms=60000",
+    ] {
+        let error = asked::<Done>(&config, Method::POST, wrong).await.unwrap_err();
+        assert!(error.is::<Refused>(), "{wrong}: {error:#}");
+    }
+    let host = Agent::start(&config, HOST);
+    let refused = host.send(wish(0, A)).await;
+    let MetaReply::Refused { error: Refusal::Blocked { reason, .. } } = refused else {
+        panic!("{refused:?}")
+    };
+    assert_eq!(reason, "why not");
+    meta.stop().await;
+
+    let meta = Running::start(&config).await;
+    let open = ToMeta::SessionOpen { boot: Incarnation(1), health: well() };
+    let MetaReply::Session { blocks, .. } = scvm.send(open).await else { panic!("no session") };
+    assert_eq!((blocks.version, blocks.blocks.len()), (1, 1));
+    assert!(blocks.blocks[0].remaining_ns <= told.blocks[0].remaining_ns, "a restart makes it no longer");
+    let _: Done = asked(&config, Method::DELETE, "/v1/blocks/1").await.unwrap();
+    for (path, named) in [("/v1/blocks/1", "removed already"), ("/v1/blocks/9", "there is no block 9")] {
+        let error = asked::<Done>(&config, Method::DELETE, path).await.unwrap_err();
+        assert!(error.is::<Refused>() && error.to_string().contains(named), "{error:#}");
+    }
+    let all: Vec<BlockView> = asked(&config, Method::GET, "/v1/blocks").await.unwrap();
+    assert!(all.len() == 1 && all[0].block.removed.is_some(), "{all:?}");
+    let nobody = asked::<Done>(&config, Method::POST, "/v1/logins/x/evict?reason=r").await.unwrap_err();
+    assert!(nobody.to_string().contains("has no login"), "{nobody:#}");
+    meta.stop().await;
+}
+
+/// Another cluster's Meta at one of our addresses, with our key: its stream and its answers are refused by name, once, and
+/// ours goes on.
+#[tokio::test]
+async fn a_meta_of_another_cluster_is_refused_by_name() {
+    let (dir, other_dir) = (Dir::new("meta-ours"), Dir::new("meta-other"));
+    let (ours_at, theirs_at) = (free_port(), free_port());
+    let ours = config(&dir, "c1", &[ours_at], "");
+    let theirs = config(&other_dir, "c2", &[theirs_at], "");
+    let both = {
+        let mut both = ours.clone();
+        both.cluster.meta.insert(0, ([127, 0, 0, 1], theirs_at).into());
+        both
+    };
+    let (meta, other) = (Running::start(&ours).await, Running::start(&theirs).await);
+    let mut scvm = Agent::start(&both, NodeId::Scvm(A));
+    let why = scvm.event("Stranger", |e| match e {
+        LinkEvent::Stranger { why, .. } => Some(why.clone()),
+        _ => None,
+    });
+    let why = why.await;
+    assert!(why.contains("\"c2\"") && why.contains("[cluster]"), "{why}");
+    assert_eq!(scvm.client.strangers(), [why]);
+    for _ in 0..20 {
+        let (term, _) = scvm.open_session().await;
+        assert_eq!(term, Term(1));
+    }
+    // Said once, however often it is tried again.
+    let again =
+        async { scvm.event("no other", |e| matches!(e, LinkEvent::Stranger { .. }).then_some(())).await };
+    assert!(timeout(Duration::from_secs(2), again).await.is_err());
+    meta.stop().await;
+    let lone = scvm.client.send(ToMeta::SessionOpen { boot: Incarnation(1), health: well() }).await;
+    assert!(matches!(lone, Err(SendError::Stranger { .. })), "{lone:?}");
+    other.stop().await;
+}
+
+/// Two Metas of one cluster on stores of their own: whoever has the lower term is refused by name.
+#[tokio::test]
+async fn of_two_metas_the_lower_term_is_refused() {
+    let (dir, other_dir) = (Dir::new("meta-high"), Dir::new("meta-low"));
+    let (high_at, low_at) = (free_port(), free_port());
+    let high = config(&dir, "c1", &[high_at], "");
+    let low = config(&other_dir, "c1", &[low_at], "");
+    for _ in 0..2 {
+        Running::start(&high).await.stop().await;
+    }
+    let (meta, other) = (Running::start(&high).await, Running::start(&low).await);
+    let both = {
+        let mut both = low.clone();
+        both.cluster.meta.push(([127, 0, 0, 1], high_at).into());
+        both
+    };
+    let mut scvm = Agent::start(&both, NodeId::Scvm(A));
+    let why = scvm.event("Stranger", |e| match e {
+        LinkEvent::Stranger { why, .. } => Some(why.clone()),
+        _ => None,
+    });
+    let why = why.await;
+    assert!(why.contains("two Metas") && why.contains(&low_at.to_string()), "{why}");
+    for _ in 0..20 {
+        let (term, _) = scvm.open_session().await;
+        assert_eq!(term, Term(3));
+    }
+    meta.stop().await;
+    other.stop().await;
 }

@@ -4,6 +4,7 @@
 //! orders must not be lost, and Meta bounds what it sends). Messages go out to every address at once.
 
 mod counters;
+mod ours;
 mod send;
 mod stream;
 #[cfg(test)]
@@ -14,7 +15,7 @@ pub use send::SendError;
 
 use crate::config::{ClusterKey, Config};
 use anyhow::Context;
-use reroute_core::ids::{Incarnation, NodeId};
+use reroute_core::ids::{Incarnation, NodeId, Term};
 use reroute_core::proto::{FromMeta, MetaReply, ToMeta};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -32,6 +33,8 @@ pub enum LinkEvent {
     Up { address: SocketAddr },
     /// It broke, fell silent, or cannot be had; one event per change.
     Down { address: SocketAddr, why: String },
+    /// This address answers, but is not our Meta: another cluster's, or a leader that is over. Said once.
+    Stranger { address: SocketAddr, why: String },
     /// An order. Copies are dropped by (term, seq), and so are orders of an older term than one already seen;
     /// every stream's Hello and View pass.
     Order(FromMeta),
@@ -51,6 +54,7 @@ struct Shared {
     addresses: Vec<SocketAddr>,
     seq: AtomicU64,
     counters: Counters,
+    ours: ours::Ours,
 }
 
 impl MetaClient {
@@ -77,6 +81,7 @@ impl MetaClient {
             addresses: config.cluster.meta.clone(),
             seq: AtomicU64::new(0),
             counters: Counters::default(),
+            ours: ours::Ours::default(),
         });
         let (events, receiver) = mpsc::unbounded_channel();
         stream::spawn(shared.clone(), events);
@@ -89,6 +94,11 @@ impl MetaClient {
     /// answered gave something that is not Meta's.
     pub async fn send(&self, msg: ToMeta) -> Result<MetaReply, SendError> {
         send::send(&self.shared, msg).await
+    }
+
+    /// Who answers at Meta's addresses and is not our Meta, in words.
+    pub fn strangers(&self) -> Vec<String> {
+        self.shared.ours.problems()
     }
 
     pub fn counters(&self) -> &Counters {
@@ -104,7 +114,10 @@ pub fn push_direction(node: NodeId) -> String {
     }
 }
 
-/// What an answer is signed under: it belongs to this one request.
-pub fn reply_direction(request_mac: &str) -> String {
-    format!("reply to {request_mac}")
+/// HTTP header that says in which term an answer was given.
+pub const TERM_HEADER: &str = "x-reroute-term";
+
+/// What an answer is signed under: it belongs to this one request, and to a term.
+pub fn reply_direction(request_mac: &str, term: Term) -> String {
+    format!("reply to {request_mac} in {}", term.0)
 }

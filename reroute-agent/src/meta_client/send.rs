@@ -1,7 +1,8 @@
 //! One message, to every address at once.
 
-use super::{SEND_TIMEOUT, Shared, reply_direction};
+use super::{SEND_TIMEOUT, Shared, TERM_HEADER, reply_direction};
 use crate::keys::{self, MAC_HEADER};
+use reroute_core::ids::Term;
 use reroute_core::proto::{Envelope, MetaReply, Refusal, ToMeta, VERSION};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -18,6 +19,9 @@ pub enum SendError {
     /// A Meta answered, but turned the message away before looking inside.
     #[error("Meta at {address} turned the message away ({status}): {why}")]
     TurnedAway { address: SocketAddr, status: u16, why: String },
+    /// A genuine answer, but not of our Meta.
+    #[error("Meta at {address} is not ours: {why}")]
+    Stranger { address: SocketAddr, why: String },
     #[error("the message cannot be written as JSON: {why}")]
     Unwritable { why: String },
 }
@@ -67,7 +71,8 @@ pub(super) async fn send(shared: &Arc<Shared>, msg: ToMeta) -> Result<MetaReply,
         return Ok(reply);
     }
     shared.counters.unreachable.inc();
-    if let Some(turned) = errors.iter().find(|e| matches!(e, SendError::TurnedAway { .. })) {
+    let said_no = |e: &&SendError| matches!(e, SendError::TurnedAway { .. } | SendError::Stranger { .. });
+    if let Some(turned) = errors.iter().find(said_no) {
         return Err(turned.clone());
     }
     let mut why: Vec<String> = errors.iter().map(SendError::to_string).collect();
@@ -95,6 +100,8 @@ async fn post(
         .await
         .map_err(|e| unreachable(root_cause(&e)))?;
     let status = response.status();
+    let term = response.headers().get(TERM_HEADER).and_then(|v| v.to_str().ok()).and_then(|t| t.parse().ok());
+    let term = Term(term.unwrap_or(0));
     let reply_mac = response.headers().get(MAC_HEADER).and_then(|v| v.to_str().ok()).map(str::to_string);
     let body = response.bytes().await.map_err(|e| unreachable(root_cause(&e)))?;
     // Only an answer signed for this very request counts: `serve exactly these` must not be anybody's to say.
@@ -102,14 +109,23 @@ async fn post(
         let why = String::from_utf8_lossy(&body).chars().take(200).collect();
         return Err(SendError::TurnedAway { address, status: status.as_u16(), why });
     };
-    if !keys::message_is_genuine(&shared.key, &reply_direction(mac), &body, &reply_mac) {
+    if !keys::message_is_genuine(&shared.key, &reply_direction(mac, term), &body, &reply_mac) {
         shared.counters.bad_mac.inc();
         return Err(unreachable("its answer is not signed with our key".into()));
     }
-    serde_json::from_slice(&body).map_err(|e| {
+    let reply: MetaReply = serde_json::from_slice(&body).map_err(|e| {
         shared.counters.malformed.inc();
         unreachable(format!("its answer cannot be read: {e}"))
-    })
+    })?;
+    // Another one may answer at another address: this is no answer to us.
+    if let MetaReply::Refused { error: error @ Refusal::Cluster { .. } } = &reply {
+        return Err(SendError::Stranger { address, why: error.to_string() });
+    }
+    if let Err(why) = shared.ours.hears(term) {
+        shared.counters.old_term.inc();
+        return Err(SendError::Stranger { address, why: format!("it {why}") });
+    }
+    Ok(reply)
 }
 
 /// The innermost cause: "connection refused" says more than "error sending request".

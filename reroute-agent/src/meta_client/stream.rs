@@ -125,6 +125,7 @@ impl Stream {
         };
         let mut chunks = response.bytes_stream();
         let mut buffer: Vec<u8> = Vec::new();
+        let mut greeted = false;
         // Only genuine lines keep the stream alive: noise from another hand must not.
         let mut deadline = tokio::time::Instant::now() + SILENCE;
         loop {
@@ -138,8 +139,10 @@ impl Stream {
             while let Some(end) = rest.iter().position(|b| *b == b'\n') {
                 buffer.extend_from_slice(&rest[..end]);
                 rest = &rest[end + 1..];
-                if self.line(&buffer, up) {
-                    deadline = tokio::time::Instant::now() + SILENCE;
+                match self.line(&buffer, up, &mut greeted) {
+                    Ok(true) => deadline = tokio::time::Instant::now() + SILENCE,
+                    Ok(false) => {}
+                    Err(why) => return why,
                 }
                 buffer.clear();
             }
@@ -151,28 +154,36 @@ impl Stream {
         }
     }
 
-    /// Takes one line in; false if it is not genuine.
-    fn line(&self, line: &[u8], up: &mut bool) -> bool {
+    /// Takes one line in; false if it is not genuine. `Err`: this is not our Meta.
+    fn line(&self, line: &[u8], up: &mut bool, greeted: &mut bool) -> Result<bool, String> {
         let counters = &self.shared.counters;
         let split = line.iter().position(|b| *b == b' ');
         let parts = split.and_then(|at| Some((std::str::from_utf8(&line[..at]).ok()?, &line[at + 1..])));
         let Some((mac, json)) = parts else {
             counters.malformed.inc();
-            return false;
+            return Ok(false);
         };
         if !keys::message_is_genuine(&self.shared.key, &self.direction, json, mac) {
             counters.bad_mac.inc();
             tracing::warn!(address = %self.address, "a line on the push stream is not signed with our key; dropped");
-            return false;
+            return Ok(false);
         }
         let order: FromMeta = match serde_json::from_slice(json) {
             Ok(order) => order,
             Err(error) => {
                 counters.malformed.inc();
                 tracing::warn!(address = %self.address, %error, "a line on the push stream cannot be read; dropped");
-                return false;
+                return Ok(false);
             }
         };
+        if let Order::Hello { cluster } = &order.order {
+            self.greets(order.term, cluster, *greeted)?;
+            *greeted = true;
+        } else if !*greeted {
+            return Err(
+                "its stream does not begin with a greeting: install the same release everywhere".into()
+            );
+        }
         let verdict = self.seen.lock().unwrap_or_else(PoisonError::into_inner).judge(&order);
         if verdict != Verdict::OldTerm && !*up {
             *up = true;
@@ -189,9 +200,23 @@ impl Stream {
             }
             Verdict::OldTerm => {
                 counters.old_term.inc();
-                return false;
+                return Ok(false);
             }
         }
-        true
+        Ok(true)
+    }
+
+    /// Whose stream it is. Once it has been ours, a later leader's start is no reason to end it: its lines are dropped.
+    fn greets(&self, term: Term, cluster: &str, greeted: bool) -> Result<(), String> {
+        let ours = &self.shared.cluster;
+        if greeted && cluster == ours {
+            return Ok(());
+        }
+        self.shared.ours.greets(self.address, term, cluster, ours).map_err(|(why, news)| {
+            if news {
+                let _ = self.events.send(LinkEvent::Stranger { address: self.address, why: why.clone() });
+            }
+            why
+        })
     }
 }

@@ -1,7 +1,7 @@
 //! The real-time thread: inputs in, effects out.
 
 use super::epoch_file::Publisher;
-use super::facts::{client_facts, latency, server_facts, signal};
+use super::facts::{client_facts, holder, latency, server_facts, signal};
 use super::listener::Listener;
 use super::metrics::Metrics;
 use super::null_rpc::Prober;
@@ -18,7 +18,7 @@ use anyhow::Context;
 use prometheus_client::registry::Registry;
 use reroute_common::table;
 use reroute_core::ids::*;
-use reroute_core::proto::{ClusterView, Order};
+use reroute_core::proto::{ClusterView, Order, ToMeta};
 use reroute_core::scvm::limits::{Bounds, Limits, SetLimit};
 use reroute_core::scvm::*;
 use reroute_core::timeline::Event;
@@ -35,6 +35,9 @@ const PIDFILE_NS: u64 = 20 * MS;
 const CLIENTS_NS: u64 = 50 * MS;
 const LIMITS_NS: u64 = 250 * MS;
 const SNAPSHOT_NS: u64 = 200 * MS;
+/// Meta hears who holds what this often; so many clients go into one message.
+const HOLDERS_NS: u64 = SEC;
+const HOLDERS_MOST: usize = 128;
 
 pub struct Start {
     pub config: Config,
@@ -69,6 +72,8 @@ pub(super) struct Driver {
     clients_read: BootNs,
     limited: BootNs,
     shown: BootNs,
+    told_holders: BootNs,
+    view_at: BootNs,
     /// The last failure to read the kernel's state.
     sensor_fault: Option<String>,
 }
@@ -143,6 +148,8 @@ pub async fn run(start: Start) -> anyhow::Result<()> {
         clients_read: BootNs(0),
         limited: BootNs(0),
         shown: BootNs(0),
+        told_holders: BootNs(0),
+        view_at: BootNs(0),
         sensor_fault: None,
     };
     driver.begin();
@@ -217,6 +224,9 @@ impl Driver {
         }
         if now.since(self.shown) >= SNAPSHOT_NS {
             self.show();
+        }
+        if now.since(self.told_holders) >= HOLDERS_NS {
+            self.tell_holders();
         }
     }
 
@@ -298,8 +308,13 @@ impl Driver {
         };
         self.shared.put(Snapshot {
             at: now,
-            machine: self.machine.view(now),
+            machine: {
+                let mut view = self.machine.view(now);
+                view.alarms.extend(self.meta.strangers());
+                view
+            },
             cluster: self.view.clone(),
+            cluster_at: self.view_at,
             clients,
             server,
             config,
@@ -307,14 +322,36 @@ impl Driver {
         });
     }
 
+    /// Says who holds what, for `logins`. Nothing depends on it: it is sent once, and lost if it is lost.
+    fn tell_holders(&mut self) {
+        let now = clock::now();
+        self.told_holders = now;
+        let Some(term) = self.machine.term() else { return };
+        let read = self.sensor.logins();
+        let Some(clients) = self.note("reading the clients", read) else { return };
+        let packets = self.sensor.last_packets();
+        let facts = |c: &table::Client| holder(c, packets.get(&HostId(c.host)).copied(), now);
+        let facts: Vec<_> = clients.iter().filter_map(facts).collect();
+        for clients in facts.chunks(HOLDERS_MOST).map(<[_]>::to_vec) {
+            let meta = self.meta.clone();
+            tokio::spawn(async move {
+                if let Err(error) = meta.send(ToMeta::Holders { term, clients }).await {
+                    tracing::debug!(%error, "who holds what was not told");
+                }
+            });
+        }
+    }
+
     fn link(&mut self, heard: LinkEvent) {
         match heard {
             LinkEvent::Order(line) => {
                 if let Order::View { view } = &line.order {
                     self.view = Some(view.clone());
+                    self.view_at = clock::now();
                 }
                 self.feed(Input::Order { term: line.term, seq: line.seq, order: line.order });
             }
+            LinkEvent::Stranger { why, .. } => self.journal.record(Event::Fault { what: why }),
             LinkEvent::Up { address } => tracing::info!(%address, "push stream from Meta"),
             LinkEvent::Down { address, why } => {
                 self.journal.record(Event::Fault { what: format!("push stream of Meta {address}: {why}") });

@@ -56,6 +56,9 @@ impl Driver {
                 let bits = if null_failed { pulse::server::NULL_FAILED } else { 0 };
                 Input::AgentStateSet(outcome(self.sensor.set_agent_state(bits)))
             }
+            Effect::SetBlock { host, until } => {
+                Input::BlockSet { host, until, result: outcome(self.sensor.set_block(host, until)) }
+            }
             Effect::SetMode { mode } => {
                 let number = match mode {
                     Mode::Shadow => table::mode::SHADOW,

@@ -2,6 +2,7 @@
 
 use crate::sensor::{self, Sensor};
 use reroute_common::{event, table};
+use reroute_core::block::HolderFacts;
 use reroute_core::ids::*;
 use reroute_core::scvm::limits::Latency;
 use reroute_core::scvm::*;
@@ -34,8 +35,32 @@ pub(super) fn client_facts(client: &table::Client) -> ClientFacts {
         has_agent: client.has_agent != 0,
         word: reroute_common::admission::Word(client.word),
         affirm_deadline: BootNs(client.affirm_deadline),
+        blocked_until: BootNs(client.blocked_until),
         connections: open_connections(client),
     }
+}
+
+/// What Meta is told of a client that holds something here, or is kept away.
+pub(super) fn holder(client: &table::Client, packet_at: Option<BootNs>, now: BootNs) -> Option<HolderFacts> {
+    let word = reroute_common::admission::Word(client.word);
+    let connections = open_connections(client);
+    let blocked = client.drops[table::drop::BLOCKED];
+    let idle = word.0 == 0 && connections == 0 && client.in_progress == 0 && client.orphans == 0;
+    if client.host == 0 || (idle && blocked == 0) {
+        return None;
+    }
+    Some(HolderFacts {
+        host: HostId(client.host),
+        epoch: Epoch(word.epoch()),
+        word: rank_name(word.rank()).into(),
+        connections,
+        in_progress: client.in_progress,
+        orphans: client.orphans,
+        packet_age_ns: packet_at.map(|at| now.since(at)),
+        pulse_age_ns: (client.pulse_at != 0).then(|| now.since(BootNs(client.pulse_at))),
+        affirm_ns: BootNs(client.affirm_deadline).since(now),
+        blocked_packets: blocked,
+    })
 }
 
 pub(super) fn latency(client: &table::Client) -> Latency {

@@ -33,6 +33,7 @@ const DROPS: [(usize, &str); drop::COUNT] = [
     (drop::UNPARSABLE, "unparsable"),
     (drop::SHIELD, "shield"),
     (drop::OLD_PATH, "old_path"),
+    (drop::BLOCKED, "blocked"),
 ];
 const REJECTS: [(usize, &str); pulse_reject::COUNT] = [
     (pulse_reject::SIZE, "size"),

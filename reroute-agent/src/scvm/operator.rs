@@ -27,6 +27,8 @@ pub struct Snapshot {
     pub at: BootNs,
     pub machine: View,
     pub cluster: Option<ClusterView>,
+    /// When it was heard.
+    pub cluster_at: BootNs,
     /// Registered hosts, and host 0: everybody else.
     pub clients: Vec<Client>,
     pub server: Server,
@@ -115,7 +117,10 @@ async fn status(State(app): State<App>) -> Answer {
     local["journal_lost"] = snapshot.journal_lost.into();
     local["age_ns"] = crate::clock::now().since(snapshot.at).into();
     let cluster = &snapshot.cluster;
-    Ok(Json(json!({ "role": "scvm", "node": app.shared.node, "view": cluster, "local": local })))
+    let view_age_ns = cluster.as_ref().map(|_| crate::clock::now().since(snapshot.cluster_at));
+    Ok(Json(json!({
+        "role": "scvm", "node": app.shared.node, "view": cluster, "view_age_ns": view_age_ns, "local": local,
+    })))
 }
 
 async fn flows(State(app): State<App>) -> Answer {
@@ -164,6 +169,7 @@ pub mod tests {
             pulse_key: [0; 2],
             unanswered_limit_ns: 0,
             word: 0,
+            blocked_until: 0,
             affirm_deadline: 0,
             pulse_at: 0,
             released_at: 0,
@@ -228,6 +234,7 @@ pub mod tests {
             at,
             machine: Scvm::new(settings, at).view(at),
             cluster: None,
+            cluster_at: BootNs(0),
             clients: vec![unregistered, one],
             server: Server {
                 session_deadline: 0,

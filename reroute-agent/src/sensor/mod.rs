@@ -191,6 +191,14 @@ impl Sensor {
     pub fn set_unanswered_limit(&self, host: HostId, ns: u64) -> Result<(), SensorError> {
         self.tables.set_unanswered_limit(host, ns)
     }
+    /// Keeps `host` away until then, whatever its word says; 0: no longer. It outlives the agent, and ends by itself.
+    pub fn set_block(&self, host: HostId, until: BootNs) -> Result<(), SensorError> {
+        self.tables.set_block(host, until.0)
+    }
+    /// When a packet of each client was last let in, or answered, boot ns. Goes through all connections.
+    pub fn last_packets(&self) -> std::collections::BTreeMap<HostId, BootNs> {
+        self.tables.last_packets()
+    }
     /// Says that userspace is alive.
     pub fn touch(&mut self, now: BootNs) -> Result<(), SensorError> {
         self.tables.touch(now.0);

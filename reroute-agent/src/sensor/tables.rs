@@ -14,7 +14,7 @@ use reroute_common::pulse;
 use reroute_common::table::{
     AddressKey, Client, Config, Interface, MAX_CLIENTS, MAX_INTERFACES, Server, mode, pin,
 };
-use reroute_core::ids::{HostId, Network};
+use reroute_core::ids::{BootNs, HostId, Network};
 use std::collections::BTreeMap;
 use std::mem::offset_of;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
@@ -189,6 +189,26 @@ impl Tables {
         let config = self.config()?;
         again.store(self.look_again([config.unanswered_limit_ns, config.unacked_limit_ns]), Relaxed);
         Ok(())
+    }
+    pub fn set_block(&self, host: HostId, until: u64) -> Result<(), SensorError> {
+        let end = self.clients.long(self.slot(host)?, offset_of!(Client, blocked_until));
+        end.ok_or(SensorError::NoMap { name: pin::CLIENTS })?.store(until, SeqCst);
+        Ok(())
+    }
+    pub fn last_packets(&self) -> BTreeMap<HostId, BootNs> {
+        let mut last = BTreeMap::new();
+        for line in 0..MAX_FLOWS {
+            let word = |offset| self.flows.word(line, offset).map(|w| w.load(Relaxed));
+            if !matches!(word(offset_of!(Flow, state)), Some(state::OPEN | state::CLOSED)) {
+                continue;
+            }
+            let at = self.flows.long(line, offset_of!(Flow, last_at)).map(|at| at.load(Relaxed));
+            let (Some(at), Some(slot)) = (at, word(offset_of!(Flow, client))) else { continue };
+            let newest: &mut u64 = last.entry(slot).or_default();
+            *newest = at.max(*newest);
+        }
+        let host = |(slot, at): (u32, u64)| Some((self.host(slot)?, BootNs(at)));
+        last.into_iter().filter_map(host).collect()
     }
     /// How often the timer is to look: no less than any limit, so that what comes in between two looks is seen in time.
     fn look_again(&self, general: [u64; 2]) -> u64 {

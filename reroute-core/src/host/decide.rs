@@ -125,7 +125,9 @@ impl Machine {
             }
             causes.push("no other path leads to a server that can take this host");
         }
-        if !self.meta_is_usable(now) {
+        if self.is_kept_away(now) {
+            causes.push("an operator keeps this host away (`reroute-agent block ls`)");
+        } else if !self.meta_is_usable(now) {
             causes.push("Meta is out of reach");
         }
         if self.budget.left(now) == 0 {
@@ -145,6 +147,7 @@ impl Machine {
     ) {
         self.faults.remove("stays");
         self.faults.remove("move");
+        self.faults.remove("blocked");
         let wait_ns = self.hold_down.wait_ns(now);
         // A place is not left again before the wait either, however well another one was before.
         if now < self.improve_after || now.since(self.route.since) < wait_ns {
@@ -219,7 +222,7 @@ impl Machine {
 
     /// Before the first login nothing is changed; and every target gets its chance to be heard first.
     fn first_login(&mut self, now: BootNs, fx: &mut Effects) {
-        if !self.unknown_to_meta
+        if !(self.unknown_to_meta || self.evicted.is_some())
             || !self.meta_is_usable(now)
             || now.since(self.started) < 6 * self.settings.standby_ns
         {
@@ -232,7 +235,12 @@ impl Machine {
         // Where the I/O goes already is where it is disturbed least.
         let to = standing.filter(|p| self.is_eligible(*p, now)).or_else(|| self.best(now, |_| true));
         if let Some(to) = to {
-            self.ask(to, false, "first login".into(), Vec::new(), now, fx);
+            let reason = if self.evicted.is_some() {
+                "login anew: an operator ended the last one"
+            } else {
+                "first login"
+            };
+            self.ask(to, false, reason.into(), Vec::new(), now, fx);
         }
     }
 
@@ -291,7 +299,7 @@ impl Machine {
     ) {
         let from_epoch = match (&self.phase, self.login) {
             (Phase::Moving(moving), _) => moving.epoch,
-            (_, login) => login.map_or(Epoch(0), |l| l.epoch),
+            (_, login) => login.map_or_else(|| self.evicted_at(), |l| l.epoch),
         };
         let evidence: Vec<Evidence> = pieces.iter().map(|p| p.of(self.settings.host)).collect();
         let from = self.login.map(|l| l.scvm);
@@ -343,7 +351,9 @@ impl Machine {
     }
 
     fn meta_is_usable(&self, now: BootNs) -> bool {
-        self.meta_up && self.meta_failed_at.is_none_or(|at| now.since(at) >= META_AWAY_NS)
+        self.meta_up
+            && !self.is_kept_away(now)
+            && self.meta_failed_at.is_none_or(|at| now.since(at) >= META_AWAY_NS)
     }
 
     /// The path carries: it is healthy now, by answers of its own.

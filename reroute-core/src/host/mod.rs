@@ -7,6 +7,7 @@
 //! | [`choice`] | the order of targets, the budget, the wait before a return |
 //! | [`pulses`] | which pulse is due where, with which flags; what a reply changes |
 //! | [`decide`] | stay, change the path, or ask for a move |
+//! | [`evicted`] | an operator ended the login, or keeps this host away |
 //! | [`phase`], [`moves`] | a move from Meta's order to the arrival |
 //! | [`route`] | the route: set, put back, adopted, refused |
 //! | [`notes`] | what outlives the process besides the login |
@@ -19,6 +20,7 @@
 
 mod choice;
 mod decide;
+mod evicted;
 mod hypervisor;
 mod moves;
 mod notes;
@@ -217,6 +219,10 @@ pub struct Machine {
     /// Of the last leader whose order was followed.
     term: Term,
     login: Option<Current>,
+    /// The epoch at which an operator ended the login: a new one is asked for from here.
+    evicted: Option<evicted::Evicted>,
+    /// An operator keeps this host away: no move is asked for before.
+    blocked_until: Option<BootNs>,
     /// Up to here everything was let go.
     released: Option<Epoch>,
     /// `released` was found on disk and Meta has not spoken yet.
@@ -286,6 +292,8 @@ impl Machine {
             reported_at: None,
             term: record.term,
             login,
+            evicted: None,
+            blocked_until: None,
             released: record.released,
             released_before_start: record.released.is_some(),
             disk: Disk { wanted: record, written: record, writing: false, retry_at: None },
@@ -357,6 +365,7 @@ impl Machine {
         self.end_of_pin(now, fx);
         self.decide(now, fx);
         self.go_on(now, fx);
+        self.tell_release(now, fx);
         self.write_record(now, fx);
         self.write_notes(now, fx);
         self.watch_domain(now, fx);
@@ -413,6 +422,7 @@ impl Machine {
                 self.disk.retry_at = None;
                 self.faults.remove("record");
                 self.release(now, fx);
+                self.tell_release(now, fx);
             }
             Err(why) => {
                 // Nothing is known about what stands on disk now, so whatever is wanted is written again.

@@ -12,12 +12,13 @@ const HARMLESS_NS: u64 = 200 * MS;
 
 impl Machine {
     /// The newest epoch that Meta is known to have given out for this host.
-    fn newest_epoch(&self) -> Epoch {
+    pub(super) fn newest_epoch(&self) -> Epoch {
         let moving = match &self.phase {
             Phase::Moving(moving) => moving.epoch,
             _ => Epoch(0),
         };
-        moving.max(self.login.map_or(Epoch(0), |l| l.epoch))
+        let ended = self.evicted.as_ref().map_or(Epoch(0), |e| e.epoch);
+        moving.max(ended).max(self.login.map_or(Epoch(0), |l| l.epoch))
     }
 
     pub(super) fn released_on_disk(&self, epoch: Epoch) -> bool {
@@ -51,10 +52,15 @@ impl Machine {
                 self.moving(from, from_epoch, to, epoch, now, fx);
             }
             Order::At { scvm, epoch } => self.at(scvm, epoch, now, fx),
+            Order::Evicted { from_epoch, epoch, reason } => self.evict(from_epoch, epoch, reason, now, fx),
             Order::MoveRefused { to, error } => self.move_refused(to, error, now, fx),
             Order::AskDomain { scvm, host, epoch } => self.domain_asked(scvm, host, epoch, now, fx),
             // Not for a host: an SCVM's orders, and the sign of life.
-            Order::Hello { .. } | Order::Prepare { .. } | Order::Revoke { .. } | Order::Admit { .. } => {}
+            Order::Hello { .. }
+            | Order::Prepare { .. }
+            | Order::Revoke { .. }
+            | Order::Admit { .. }
+            | Order::Blocks { .. } => {}
         }
     }
 
@@ -73,7 +79,10 @@ impl Machine {
             moving.released_told = false; // Meta asks again: it has not heard
             return self.release(now, fx);
         }
-        if epoch <= self.newest_epoch() {
+        if !self.believes(to, epoch, from_epoch < epoch, fx) || self.is_past(epoch, fx) {
+            return;
+        }
+        if epoch == self.newest_epoch() {
             return;
         }
         let ask = self.phase.ask().filter(|ask| ask.to.scvm == to).cloned();
@@ -101,6 +110,7 @@ impl Machine {
         }
         // Meta, which has just taken it as a target, knows better.
         self.refused.remove(&to);
+        self.faults.remove("blocked");
         self.budget.spend(now);
         if ask.as_ref().is_some_and(|ask| !ask.planned) && !departed {
             self.hold_down.departed(now);
@@ -179,7 +189,7 @@ impl Machine {
     }
 
     fn at(&mut self, scvm: ScvmId, epoch: Epoch, now: BootNs, fx: &mut Effects) {
-        if epoch < self.newest_epoch() {
+        if !self.believes(scvm, epoch, true, fx) || self.is_past(epoch, fx) {
             return;
         }
         if let Some(login) = self.login.filter(|l| l.epoch == epoch) {
@@ -189,8 +199,9 @@ impl Machine {
             }
             return self.confirmed(login, now, fx);
         }
-        // A former instance's release is older than this one.
+        // A former instance's release is older than this one; and who was shut out has lost connections.
         let harmless = match &self.phase {
+            _ if self.evicted.is_some() => false,
             Phase::Moving(moving) => now.since(moving.since) < HARMLESS_NS,
             _ => !self.released_before_start,
         };
@@ -203,6 +214,8 @@ impl Machine {
             _ => (now, "Meta has the login there".to_string(), None),
         };
         self.login = Some(Current { scvm, epoch });
+        self.evicted = None;
+        self.faults.remove("evicted");
         self.released_before_start = false;
         self.unknown_to_meta = false;
         self.incarnation = Incarnation(0);
@@ -328,7 +341,11 @@ impl Machine {
         {
             return; // asked whether it goes on: it does
         }
-        self.fault("move", format!("the move to {to} was refused: {error}"), fx);
+        if let Refusal::Blocked { .. } = &error {
+            self.kept_away(&error, now, fx);
+        } else {
+            self.fault("move", format!("the move to {to} was refused: {error}"), fx);
+        }
         let unfit = matches!(
             error,
             Refusal::TargetNotReady { .. } | Refusal::UnknownScvm { .. } | Refusal::Draining { .. }
@@ -373,6 +390,11 @@ impl Machine {
                         self.faults.remove("refused");
                     }
                     ToMeta::FencedByPulse { scvm, epoch } => self.fence_known(scvm, epoch, now),
+                    ToMeta::Released { epoch } => {
+                        if let Some(evicted) = self.evicted.as_mut().filter(|e| e.from_epoch == epoch) {
+                            evicted.taken = true;
+                        }
+                    }
                     _ => {}
                 }
                 return;

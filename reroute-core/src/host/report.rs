@@ -28,7 +28,7 @@ impl Machine {
     pub fn report(&self, now: BootNs) -> HostReport {
         let private = Path { scvm: self.settings.local, network: Network::Private };
         HostReport {
-            epoch: self.login.map_or(Epoch(0), |l| l.epoch),
+            epoch: self.login.map_or_else(|| self.evicted_at(), |l| l.epoch),
             scvm: self.login.map(|l| l.scvm),
             path: match &self.route.found {
                 Some(Found::Ours(path)) => Some(*path),
@@ -38,7 +38,7 @@ impl Machine {
             },
             reason: self.route.reason.clone(),
             route_age_ns: now.since(self.route.since),
-            released: self.released.filter(|r| self.login.is_some_and(|l| *r >= l.epoch)),
+            released: self.released.filter(|r| self.login.map_or(self.evicted.is_some(), |l| *r >= l.epoch)),
             last_move_gap_ns: self.last_gap_ns,
             error: (!self.faults.is_empty())
                 .then(|| self.faults.values().map(String::as_str).collect::<Vec<_>>().join("; ")),

@@ -206,5 +206,5 @@ impl SessionMaster {
 }
 
 fn needs_lease(order: &Order) -> bool {
-    matches!(order, Order::Admit { .. } | Order::At { .. } | Order::Moving { .. })
+    matches!(order, Order::Admit { .. } | Order::At { .. } | Order::Moving { .. } | Order::Evicted { .. })
 }

@@ -2,7 +2,7 @@
 
 use super::record::Wanted;
 use super::wanted::Calls;
-use super::{Effect, Record, Versioned};
+use super::{Effect, Record, Ticket, Versioned};
 use crate::ids::*;
 use crate::proto::*;
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,6 +29,9 @@ pub(super) struct HostLogin {
     /// Of a client without an agent.
     pub(super) calls: Calls,
     pub(super) resend_at: BootNs,
+    /// The operator whose wish to end the login is on its way to the store.
+    pub(super) evicting: Option<Ticket>,
+    pub(super) ghost: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -81,6 +84,8 @@ impl HostLogin {
             ahead_said: false,
             calls: Calls::default(),
             resend_at: now,
+            evicting: None,
+            ghost: false,
         }
     }
 
@@ -131,7 +136,9 @@ impl HostLogin {
     /// The record with the proofs heard since.
     pub(super) fn with_proofs(&self) -> Option<Record> {
         let mut record = self.record()?.clone();
-        if let LoginState::Moving { fencing, .. } = &mut record.login.state {
+        if let LoginState::Moving { fencing, .. } | LoginState::Evicted { fencing, .. } =
+            &mut record.login.state
+        {
             for f in fencing {
                 let heard = self.facts.proofs.get(&(f.scvm, f.epoch)).copied();
                 f.proof = [f.proof, heard].into_iter().flatten().min();
@@ -146,6 +153,7 @@ impl HostLogin {
             _ if !self.has_agent => false,
             Some(LoginState::At { .. }) => !self.settled,
             Some(LoginState::Moving { .. }) => !self.has_released(),
+            Some(LoginState::Evicted { .. }) => !self.settled || !self.has_released(),
             None => false,
         }
     }
@@ -168,6 +176,11 @@ impl HostLogin {
                 to: *to,
                 epoch: *epoch,
             },
+            LoginState::Evicted { epoch, actor, .. } => Order::Evicted {
+                from_epoch: record.from.map(|f| f.epoch).unwrap_or_default(),
+                epoch: *epoch,
+                reason: format!("by {actor}: {}", record.login.reason),
+            },
         };
         push(NodeId::Host(id), order, out);
     }
@@ -189,11 +202,15 @@ impl HostLogin {
                     self.tell_host(id, out);
                 }
             }
-            LoginState::Moving { to, epoch, .. } => {
+            LoginState::Moving { .. } | LoginState::Evicted { .. } => {
                 if wants(host) && (only.is_some() || self.must_hear()) {
                     self.tell_host(id, out);
                 }
-                if self.is_open() && !self.facts.admitted && wants(NodeId::Scvm(*to)) {
+                if let LoginState::Moving { to, epoch, .. } = &record.login.state
+                    && self.is_open()
+                    && !self.facts.admitted
+                    && wants(NodeId::Scvm(*to))
+                {
                     self.facts.admit_sent = true;
                     let order = Order::Admit { host: id, epoch: *epoch };
                     push(NodeId::Scvm(*to), order, out);

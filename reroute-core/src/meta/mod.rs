@@ -11,6 +11,9 @@
 //! | `proofs` | the ways to know that a server is shut, as plug-ins |
 //! | `operator` | what operators ask of Meta: drain, vouch |
 //! | `wanted` | clients without an agent: where they call, and how often they may move |
+//! | `blocks` | clients that an operator keeps away |
+//! | `holders` | who holds what, by the servers' own word; ghosts; ending a login |
+//! | `twins` | two agents that speak as one node |
 //! | `copies` | messages that came twice |
 //! | `view` | the session health view |
 //!
@@ -18,7 +21,9 @@
 //! when the store has confirmed it, never before. The master never starts a move by itself: a host asks for its own,
 //! and for a client without an agent the server does that it calls at.
 
+mod blocks;
 mod copies;
+mod holders;
 mod lease;
 mod login;
 mod moves;
@@ -29,6 +34,7 @@ mod requests;
 mod sessions;
 #[cfg(test)]
 mod tests;
+mod twins;
 mod view;
 mod wanted;
 
@@ -41,6 +47,7 @@ pub use proofs::{Waiting, does_not_cover};
 pub use record::{Holder, Record, Versioned};
 pub use wanted::Agentless;
 
+use crate::block::{Ask, BlockList, Denial, Done};
 use crate::ids::*;
 use crate::proto::*;
 use crate::timeline::Event;
@@ -91,6 +98,10 @@ struct Post {
     msg: ToMeta,
 }
 
+/// Names one question of an operator until it is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Ticket(pub u64);
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Input {
     /// A genuine message of our cluster and version, from a configured node.
@@ -115,6 +126,10 @@ pub enum Input {
     LeaseFailed { why: String },
     /// The store knows a later term (told in answer to whatever it was asked).
     LeaseOver { later: Term },
+    /// An operator asks; `wall` is the wall clock now.
+    Ask { ticket: Ticket, ask: Ask, wall: WallMs },
+    /// What became of the list of blocks. `Err`: why it was not stored, and what the store holds, if it could be read.
+    BlocksStored { result: Result<(), (String, Option<BlockList>)>, wall: WallMs },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -154,6 +169,16 @@ pub enum Effect {
         request: RequestId,
         answer: Result<OperatorAnswer, Refusal>,
     },
+    /// Compare-and-set: only if the store's list has version `expected` (0: there is none). One at a time.
+    StoreBlocks {
+        expected: u64,
+        list: BlockList,
+    },
+    /// Exactly one per [`Input::Ask`], at once or when the store has answered.
+    Told {
+        ticket: Ticket,
+        answer: Result<Done, Denial>,
+    },
     Journal(Event),
 }
 
@@ -165,6 +190,8 @@ pub struct SessionMaster {
     hosts: BTreeMap<HostId, HostLogin>,
     copies: BTreeMap<NodeId, Copies>,
     lease: Lease,
+    blocks: blocks::Blocks,
+    twins: twins::Twins,
     generation: u64,
     /// SCVMs that are being drained, as the store has them; and what is on its way there.
     drains: BTreeMap<ScvmId, Draining>,
@@ -189,8 +216,10 @@ impl Hash for SessionMaster {
             draining,
             command: _,
             commands,
+            blocks,
+            twins: _,
         } = self;
-        (settings.term, started, sessions, hosts, lease, drains, draining, commands).hash(state);
+        (settings.term, started, sessions, hosts, lease, drains, draining, commands, blocks).hash(state);
     }
 }
 
@@ -215,6 +244,8 @@ impl SessionMaster {
             draining: BTreeMap::new(),
             command: None,
             commands: BTreeMap::new(),
+            blocks: blocks::Blocks::default(),
+            twins: twins::Twins::default(),
         }
     }
 
@@ -237,6 +268,9 @@ impl SessionMaster {
                 let post = Post { request, from, incarnation, seq, msg };
                 let is_copy = self.copies.entry(from).or_default().find(incarnation, seq).is_some();
                 let due = if is_copy { Some(post) } else { self.hold(post, now, &mut out) };
+                if !is_copy {
+                    self.watch_twins(from, incarnation, now, &mut out);
+                }
                 if let Some(post) = due {
                     self.answer(post, now, &mut out);
                 }
@@ -248,6 +282,8 @@ impl SessionMaster {
                 self.command_ended(scvm, run, (outcome, took_ns, output), now, &mut out);
             }
             Input::DrainingStored { scvm, result } => self.draining_stored(scvm, result, now, &mut out),
+            Input::Ask { ticket, ask, wall } => self.ask_block(ticket, ask, wall, now, &mut out),
+            Input::BlocksStored { result, wall } => self.blocks_stored(result, wall, now, &mut out),
             Input::StoreDone { host, version } => self.store_done(host, version, now, &mut out),
             Input::StoreFailed { host, why, found } => self.store_failed(host, why, found, now, &mut out),
             Input::LeaseConfirmed => self.lease_confirmed(now, &mut out),

@@ -4,12 +4,16 @@ use super::login::{Facts, Storing, push, refuse};
 use super::proofs::{self, Heard};
 use super::record::Wanted;
 use super::{Effect, Record, SessionMaster, Versioned, with_drift};
+use crate::block::{Denial, Done};
 use crate::ids::*;
 use crate::proto::*;
 use crate::timeline::Event;
 
 impl SessionMaster {
     pub(super) fn connected(&mut self, node: NodeId, now: BootNs, out: &mut Vec<Effect>) {
+        if let NodeId::Scvm(scvm) = node {
+            self.tell_blocks(Some(scvm), now, out);
+        }
         for (id, host) in &mut self.hosts {
             host.orders(*id, Some(node), out);
         }
@@ -30,7 +34,8 @@ impl SessionMaster {
         let term = self.settings.term;
         let host = self.hosts.get_mut(&id).ok_or(Refusal::UnknownNode { node: NodeId::Host(id) })?;
         let current = host.epoch();
-        if epoch < current {
+        // What is made ready for is the epoch that comes next; no later one can have been asked for.
+        if epoch < current || epoch > current.next() {
             return Err(Refusal::StaleEpoch { got: epoch, current });
         }
         let Some(ask) = host.ask.as_mut().filter(|a| a.wanted.to == scvm && a.epoch == epoch) else {
@@ -140,7 +145,7 @@ impl SessionMaster {
         let stands = match host.record().map(|r| &r.login.state) {
             Some(LoginState::At { scvm: at, .. }) => *at == scvm,
             Some(LoginState::Moving { to, .. }) => *to == scvm,
-            None => false,
+            Some(LoginState::Evicted { .. }) | None => false,
         };
         if !stands || epoch != current {
             return Err(Refusal::StaleEpoch { got: epoch, current });
@@ -219,7 +224,22 @@ impl SessionMaster {
                 host.orders(id, None, out);
                 self.generation += 1;
             }
-            LoginState::Moving { .. } => {}
+            LoginState::Evicted { fencing, epoch, actor } if new_epoch => {
+                host.since = now;
+                let proofs = std::mem::take(&mut host.facts.proofs);
+                host.facts = Facts { proofs, ..Facts::default() };
+                host.settled = false;
+                let reason = record.login.reason;
+                out.push(Effect::Journal(Event::Evicted { host: id, from, epoch, actor, reason }));
+                host.orders(id, None, out);
+                if let Some(ticket) = host.evicting.take() {
+                    let fencing = fencing.iter().filter(|f| !host.is_proven(f)).map(|f| f.scvm).collect();
+                    let answer = Ok(Done::Evicted { host: id, epoch, fencing });
+                    out.push(Effect::Told { ticket, answer });
+                }
+                self.generation += 1;
+            }
+            LoginState::Moving { .. } | LoginState::Evicted { .. } => self.generation += 1,
         }
         if new_epoch {
             self.ask_for_proofs(id, None, now, out);
@@ -247,6 +267,9 @@ impl SessionMaster {
             return self.store_done(id, version, now, out);
         }
         let Some(Storing { record, asked }) = host.storing.take() else { return };
+        if let Some(ticket) = host.evicting.take() {
+            out.push(Effect::Told { ticket, answer: Err(Denial::Store { why: why.clone() }) });
+        }
         host.store_again = now.plus(resend);
         out.push(Effect::Journal(Event::Fault { what: format!("the record of {id} was not stored: {why}") }));
         host.uncertain |= found.is_none() && record.epoch() > host.epoch();
@@ -271,6 +294,8 @@ impl SessionMaster {
         for scvm in scvms {
             self.judge(scvm, now);
         }
+        self.tick_blocks(now, out);
+        self.judge_ghosts(now, out);
         let hosts: Vec<HostId> = self.hosts.keys().copied().collect();
         for id in hosts {
             self.expire(id, now, out);

@@ -47,13 +47,13 @@ impl Record {
     pub fn moving_to(&self) -> Option<ScvmId> {
         match self.login.state {
             LoginState::Moving { to, .. } => Some(to),
-            LoginState::At { .. } => None,
+            LoginState::At { .. } | LoginState::Evicted { .. } => None,
         }
     }
 
     pub(super) fn fencing(&self) -> &[Fencing] {
         match &self.login.state {
-            LoginState::Moving { fencing, .. } => fencing,
+            LoginState::Moving { fencing, .. } | LoginState::Evicted { fencing, .. } => fencing,
             LoginState::At { .. } => &[],
         }
     }
@@ -75,7 +75,28 @@ impl Record {
         term: Term,
     ) -> Record {
         let Wanted { to, planned, reason, evidence } = wanted;
-        let (fencing, from, epoch) = match last {
+        let (fencing, from, epoch) = Record::left(last, target_maybe_admitted);
+        let state = LoginState::Moving { fencing, to, epoch: epoch.next(), planned };
+        Record { login: Login { host, state, term, reason }, from, evidence }
+    }
+
+    /// The record that ends a login by an operator's will, after `last`.
+    pub(super) fn evicted(
+        last: &Record,
+        target_maybe_admitted: bool,
+        actor: String,
+        reason: String,
+        term: Term,
+    ) -> Record {
+        let (fencing, from, epoch) = Record::left(Some(last), target_maybe_admitted);
+        let state = LoginState::Evicted { fencing, epoch: epoch.next(), actor };
+        let login = Login { host: last.login.host, state, term, reason };
+        Record { login, from, evidence: Vec::new() }
+    }
+
+    /// Who has to be shut after `last` before anybody else opens; where the host's route leads; the epoch so far.
+    fn left(last: Option<&Record>, target_maybe_admitted: bool) -> (Vec<Fencing>, Option<Holder>, Epoch) {
+        match last {
             None => (Vec::new(), None, Epoch::default()),
             Some(Record { login, from, .. }) => match &login.state {
                 LoginState::At { scvm, epoch, .. } => {
@@ -91,10 +112,9 @@ impl Record {
                     }
                     (fencing, *from, *epoch)
                 }
+                LoginState::Evicted { fencing, epoch, .. } => (fencing.clone(), *from, *epoch),
             },
-        };
-        let state = LoginState::Moving { fencing, to, epoch: epoch.next(), planned };
-        Record { login: Login { host, state, term, reason }, from, evidence }
+        }
     }
 
     /// The record that ends the move: the login stands at its target. None if no move is under way, or not all is proven.

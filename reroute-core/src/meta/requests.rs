@@ -49,6 +49,7 @@ impl SessionMaster {
                     term: self.settings.term,
                     logins: self.logins_of(scvm),
                     orders_to: 0,
+                    blocks: self.blocks.order(now),
                 })
             }
             ToMeta::KeepAlive { term, health } => {
@@ -80,6 +81,10 @@ impl SessionMaster {
             }
             ToMeta::LoginWanted { host, closed, connections, age_ns } => {
                 self.login_wanted(scvm, host, Told { closed, connections, age_ns }, now, out)?;
+                self.ok()
+            }
+            ToMeta::Holders { term, clients } => {
+                self.holders(scvm, incarnation, term, clients, now)?;
                 self.ok()
             }
             ToMeta::HostReport { .. }
@@ -126,6 +131,7 @@ impl SessionMaster {
             | ToMeta::Prepared { .. }
             | ToMeta::Fenced { .. }
             | ToMeta::FenceWaits { .. }
+            | ToMeta::Holders { .. }
             | ToMeta::Admitted { .. }
             | ToMeta::LoginWanted { .. } => return Err(Refusal::WrongSender { node }),
         }
@@ -141,6 +147,7 @@ impl SessionMaster {
             let serves = match record.login.state {
                 LoginState::At { scvm: at, .. } => at == scvm,
                 LoginState::Moving { to, .. } => to == scvm && host.is_open(),
+                LoginState::Evicted { .. } => false,
             };
             if serves {
                 // As good as an order to admit.
@@ -163,6 +170,7 @@ impl SessionMaster {
         if !self.sessions.contains_key(&to) {
             return Err(Refusal::UnknownScvm { scvm: to });
         }
+        self.blocked(id, now)?;
         let target_ready = self.is_target(to, now);
         let drains = self.drains.contains_key(&to);
         let Some(host) = self.hosts.get_mut(&id) else { return Ok(()) };
@@ -231,6 +239,9 @@ impl SessionMaster {
             host.record().map(|r| r.login.state.clone())
         {
             host.settled = epoch == stands && scvm == Some(at);
+        }
+        if let Some(LoginState::Evicted { epoch: ended, .. }) = host.record().map(|r| &r.login.state) {
+            host.settled = epoch == *ended && scvm.is_none();
         }
         if let Some(released) = released {
             // From the future: said as a fault above, and no release of what is on record.

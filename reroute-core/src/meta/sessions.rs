@@ -1,8 +1,10 @@
 //! Sessions of SCVMs, as Meta's own clock sees them.
 
 use super::{SessionMaster, with_drift};
+use crate::block::HolderFacts;
 use crate::ids::*;
 use crate::proto::{ServerHealth, SessionState};
+use std::collections::BTreeMap;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Session {
@@ -15,6 +17,8 @@ pub(super) struct Session {
     pub(super) health: ServerHealth,
     /// When the last message that renewed it was accepted; None: none in this term.
     pub(super) renewed: Option<BootNs>,
+    /// What it says of each client, and when that came.
+    pub(super) holders: BTreeMap<HostId, (BootNs, HolderFacts)>,
 }
 
 impl Session {
@@ -27,6 +31,7 @@ impl Session {
             boot: None,
             health: ServerHealth::default(),
             renewed: None,
+            holders: BTreeMap::new(),
         }
     }
 

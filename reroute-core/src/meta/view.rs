@@ -23,9 +23,10 @@ impl SessionMaster {
             let login = h.record()?.login.clone();
             let does_not_cover = match login.state {
                 LoginState::At { proof, .. } => proof.does_not_cover().to_string(),
-                LoginState::Moving { .. } => String::new(),
+                LoginState::Moving { .. } | LoginState::Evicted { .. } => String::new(),
             };
-            Some(LoginView { login, age_ns: now.since(h.since), does_not_cover })
+            let holder = self.holder(&login, now);
+            Some(LoginView { login, age_ns: now.since(h.since), does_not_cover, holder, ghost: h.ghost })
         });
         let hosts = self.settings.hosts.iter().filter_map(|info| {
             let h = self.hosts.get(&info.id)?;
@@ -49,6 +50,8 @@ impl SessionMaster {
                 .iter()
                 .map(|(scvm, draining)| DrainView { scvm: *scvm, draining: draining.clone() })
                 .collect(),
+            blocks: self.running_blocks(now),
+            alarms: self.twins.alarms(now),
         }
     }
 }

@@ -45,6 +45,8 @@ pub struct ClientFacts {
     pub word: Word,
     /// Until when its own host affirms it.
     pub affirm_deadline: BootNs,
+    /// Until when an operator keeps it away; 0: nobody does.
+    pub blocked_until: BootNs,
     pub connections: u32,
 }
 
@@ -214,6 +216,11 @@ pub enum Input {
         starved: bool,
     },
     AgentStateSet(Outcome<()>),
+    BlockSet {
+        host: HostId,
+        until: BootNs,
+        result: Outcome<()>,
+    },
     ModeSet {
         mode: Mode,
         result: Outcome<()>,
@@ -271,6 +278,11 @@ pub enum Effect {
     /// Put NULL_FAILED into the pulses, or take it out → [`Input::AgentStateSet`]
     SetAgentState {
         null_failed: bool,
+    },
+    /// Keep a client away until then (0: no longer) → [`Input::BlockSet`]
+    SetBlock {
+        host: HostId,
+        until: BootNs,
     },
     /// → [`Input::ModeSet`]
     SetMode {

@@ -7,6 +7,7 @@
 //! | [`admission`] | orders Prepare and Admit, the epoch file |
 //! | [`revoke`] | order Revoke: fence, drain, kill, proof |
 //! | [`wanted`] | clients without an agent that call here: told to Meta |
+//! | [`blocks`] | whom an operator keeps away |
 //! | [`outbox`] | answers to Meta, sent until taken in |
 //! | [`limits`] | how old a call may grow, per client: a machine of its own beside this one |
 //!
@@ -14,6 +15,7 @@
 //! takes the words it reads for the truth.
 
 pub mod admission;
+pub mod blocks;
 pub mod hung;
 pub mod io;
 pub mod limits;
@@ -35,6 +37,7 @@ use crate::ids::*;
 use crate::proto::ServerHealth;
 use crate::timeline::Event;
 use admission::Admission;
+use blocks::Blocks;
 use outbox::Outbox;
 use reroute_common::admission::Word;
 use revoke::{Revoke, Stage, World};
@@ -79,6 +82,7 @@ pub struct Scvm {
     session: Session,
     server: Server,
     admission: Admission,
+    blocks: Blocks,
     revokes: BTreeMap<HostId, Revoke>,
     outbox: Outbox,
     wanted: Wanted,
@@ -97,6 +101,7 @@ impl Scvm {
             session: Session::new(now),
             server: Server::new(settings.silent_ns, now),
             admission: Admission::default(),
+            blocks: Blocks::default(),
             revokes: BTreeMap::new(),
             outbox: Outbox::default(),
             wanted: Wanted::default(),
@@ -132,7 +137,14 @@ impl Scvm {
     pub fn wake_at(&self, now: BootNs) -> BootNs {
         let revokes = self.revokes.values().filter_map(Revoke::wake_at).min();
         let mode = self.mode_asked.and_then(|(_, again)| again);
-        let parts = [self.server.wake_at(), self.admission.wake_at(), self.outbox.wake_at(), revokes, mode];
+        let parts = [
+            self.server.wake_at(),
+            self.admission.wake_at(),
+            self.outbox.wake_at(),
+            self.blocks.wake_at(),
+            revokes,
+            mode,
+        ];
         let soonest = parts.into_iter().flatten().chain([self.session.wake_at()]).min();
         now.plus(BEAT_NS).min(soonest.unwrap_or(now).max(now))
     }
@@ -151,7 +163,13 @@ impl Scvm {
             connections: self.clients.values().map(|c| c.connections).sum(),
             calls_waiting: facts.waiting,
             held_clients: self.wanted.held().len() as u32,
+            blocks: self.blocks.enforced(),
         }
+    }
+
+    /// The term of the session that is open, or opens.
+    pub fn term(&self) -> Option<Term> {
+        self.session.term()
     }
 
     /// Why the kernel is not in the mode that is wanted; it is tried again until it is.
@@ -205,6 +223,7 @@ impl Scvm {
             Input::Clients(clients) => {
                 for client in &clients {
                     self.admission.learn(client.host, client.word);
+                    self.blocks.learn(client.host, client.blocked_until);
                 }
                 self.clients = clients.into_iter().map(|c| (c.host, c)).collect();
             }
@@ -232,7 +251,8 @@ impl Scvm {
             Input::Order { term, seq, order } => self.order(term, seq, order, now, out),
             Input::Reply { tag: Tag::Answer { id }, reply } => self.outbox.reply(id, reply, now, out),
             Input::Reply { tag, reply } => {
-                if let Some(logins) = self.session.reply(&self.settings, tag, reply, now, out) {
+                if let Some((logins, blocks)) = self.session.reply(&self.settings, tag, reply, now, out) {
+                    self.blocks.begin(blocks, now);
                     self.serve(logins, now, out);
                 }
             }
@@ -267,6 +287,7 @@ impl Scvm {
                 }
                 self.revokes.values_mut().for_each(|r| r.look_again(now));
             }
+            Input::BlockSet { host, until, result } => self.blocks.set(host, until, result, now, out),
             Input::AgentStateSet(result) => self.server.agent_state_set(result, now, out),
             Input::ModeSet { mode, result } => self.mode_set(mode, result, now, out),
             Input::BypassPersisted(result) => {
@@ -303,6 +324,7 @@ impl Scvm {
             self.admission.forget_pending(now, out);
         }
         self.admission.tick(now, out);
+        self.blocks.tick(now, out);
         let world = World { settings: &self.settings, server: &self.server, lenient: self.lenient() };
         let wanted_from = self.revokes.values().filter_map(|r| r.probe_from(&world)).max();
         self.server.tick(wanted_from, now, out);

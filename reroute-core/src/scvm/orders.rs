@@ -21,17 +21,30 @@ impl Scvm {
         }
         // An order to open may have waited in a buffer while this node was stunned or cut off, and Meta may have gone
         // on without it. Meta repeats what still holds under new numbers. A revoke is obeyed however late.
-        if matches!(order, Order::Prepare { .. } | Order::Admit { .. }) {
+        if matches!(order, Order::Prepare { .. } | Order::Admit { .. } | Order::Blocks { .. }) {
             let why = match self.session.live(&self.settings, now) {
                 None => "that came while no session with Meta is open",
                 Some(live) if (term, seq) <= live => "from before the session that is open now",
                 Some(_) => "",
             };
+            // A block that was long on its way would last too long; the session's answer tells what stands.
+            if matches!(order, Order::Blocks { .. }) && !why.is_empty() {
+                return;
+            }
             if !why.is_empty() {
                 let what = format!("order {why} is ignored: {order:?}");
                 out.push(Effect::Journal { at: now, event: Event::Fault { what } });
                 return;
             }
+        }
+        if let Some((host, epoch)) = names_epoch(&order)
+            && !epoch.is_login()
+        {
+            let what = format!(
+                "{epoch} of {host} is none that a login can have: refused, look at Meta's store: {order:?}"
+            );
+            out.push(Effect::Journal { at: now, event: Event::Fault { what } });
+            return;
         }
         match order {
             Order::Prepare { host, epoch } => {
@@ -48,11 +61,13 @@ impl Scvm {
             }
             Order::Revoke { host, epoch, planned } => self.start_revoke(host, epoch, planned, now, out),
             Order::Admit { host, epoch } => self.admit(host, epoch, true, now, out),
+            Order::Blocks { list } => self.blocks.take(list, now),
             Order::Hello { .. }
             | Order::View { .. }
             | Order::Moving { .. }
             | Order::At { .. }
             | Order::AskDomain { .. }
+            | Order::Evicted { .. }
             | Order::MoveRefused { .. } => {}
         }
     }
@@ -135,7 +150,7 @@ impl Scvm {
         for &(host, epoch) in &unnamed {
             self.admission.close(host, epoch);
         }
-        for (host, epoch) in logins {
+        for (host, epoch) in logins.into_iter().filter(|(_, epoch)| epoch.is_login()) {
             if self.admission.word(host) != Word::new(epoch.0, rank::ADMITTED) {
                 self.admit(host, epoch, false, now, out);
             }
@@ -168,5 +183,15 @@ impl Scvm {
             }
         }
         self.revoke(host, |r, w, o, out| r.fence_answer(epoch, &answer, w, now, o, out), out);
+    }
+}
+
+/// The login that an order to an SCVM is about.
+fn names_epoch(order: &Order) -> Option<(HostId, Epoch)> {
+    match *order {
+        Order::Prepare { host, epoch } | Order::Revoke { host, epoch, .. } | Order::Admit { host, epoch } => {
+            Some((host, epoch))
+        }
+        _ => None,
     }
 }

@@ -2,6 +2,7 @@
 
 use super::io::{Effect, Outcome, Tag};
 use super::{RETRY_NS, Settings};
+use crate::block::BlockOrder;
 use crate::ids::*;
 use crate::proto::{MetaReply, Refusal, ServerHealth, ToMeta};
 use crate::timeline::Event;
@@ -184,7 +185,7 @@ impl Session {
         }
     }
 
-    /// The reply to SessionOpen or KeepAlive. Gives the logins to serve, if it says so.
+    /// The reply to SessionOpen or KeepAlive. Gives the logins to serve and who is blocked, if it says so.
     pub fn reply(
         &mut self,
         settings: &Settings,
@@ -192,7 +193,7 @@ impl Session {
         reply: Outcome<MetaReply>,
         now: BootNs,
         out: &mut Vec<Effect>,
-    ) -> Option<Vec<(HostId, Epoch)>> {
+    ) -> Option<(Vec<(HostId, Epoch)>, BlockOrder)> {
         match tag {
             Tag::Open { session, sent_at } => {
                 if self.state != (State::Opening { session, sent_at }) {
@@ -224,9 +225,9 @@ impl Session {
         reply: Outcome<MetaReply>,
         now: BootNs,
         out: &mut Vec<Effect>,
-    ) -> Option<Vec<(HostId, Epoch)>> {
+    ) -> Option<(Vec<(HostId, Epoch)>, BlockOrder)> {
         let problem = match reply {
-            Ok(MetaReply::Session { term, logins, orders_to }) if term >= self.newest_term => {
+            Ok(MetaReply::Session { term, logins, orders_to, blocks }) if term >= self.newest_term => {
                 self.newest_term = term;
                 let (fences, doubtful) = (BTreeMap::new(), BTreeMap::new());
                 let lease_from = sent_at;
@@ -234,7 +235,7 @@ impl Session {
                 self.next_keepalive = sent_at.plus(settings.keepalive_ns);
                 self.last_sent = sent_at;
                 self.problem = None;
-                return Some(logins);
+                return Some((logins, blocks));
             }
             Ok(MetaReply::Session { term, .. }) => {
                 self.close(now.plus(settings.keepalive_ns));

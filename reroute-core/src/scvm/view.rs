@@ -47,6 +47,9 @@ pub struct HostStanding {
     /// What remains of the host's own affirmation, ns.
     pub affirm_ns: u64,
     pub connections: u32,
+    /// What remains of an operator's block, ns.
+    #[serde(default)]
+    pub blocked_ns: u64,
     /// The revoke under way, or the last one.
     pub revoke: Option<RevokeStanding>,
 }
@@ -89,6 +92,12 @@ impl Scvm {
         } else if let Some(why) = self.lenient() {
             alarms.push(format!("nothing is fenced here: {why}"));
         }
+        let blocked = self.blocks.count(now);
+        if blocked > 0
+            && let Some(why) = self.lenient()
+        {
+            alarms.push(format!("{blocked} blocked clients get in all the same: {why}"));
+        }
         alarms.extend(self.session.problem().map(str::to_string));
         alarms.extend(self.server.problem.clone());
         // On its way here, a client stands still for some ms: that is no alarm.
@@ -106,6 +115,7 @@ impl Scvm {
                 word: rank_name(word.rank()).into(),
                 affirm_ns: client.map_or(0, |c| c.affirm_deadline.since(now)),
                 connections: client.map_or(0, |c| c.connections),
+                blocked_ns: self.blocks.until(host, now).map_or(0, |until| until.since(now)),
                 revoke: self.revokes.get(&host).map(standing),
             }
         });

@@ -42,7 +42,7 @@ impl Lab {
         let logins = self.view()?.logins;
         Ok(logins.iter().find(|l| l.login.host.0 == host).and_then(|l| match l.login.state {
             LoginState::At { scvm, epoch, .. } => Some((scvm, epoch)),
-            LoginState::Moving { .. } => None,
+            LoginState::Moving { .. } | LoginState::Evicted { .. } => None,
         }))
     }
 

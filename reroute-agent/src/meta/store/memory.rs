@@ -1,4 +1,5 @@
 use super::{Opened, Store, StoreError};
+use reroute_core::block::BlockList;
 use reroute_core::ids::{HostId, ScvmId, Term};
 use reroute_core::meta::{Record, Versioned};
 use reroute_core::proto::Draining;
@@ -18,6 +19,7 @@ struct Kept {
     term: Term,
     logins: BTreeMap<HostId, Versioned>,
     draining: BTreeMap<ScvmId, Draining>,
+    blocks: BlockList,
 }
 
 fn check(last: Term, ours: Term) -> Result<(), StoreError> {
@@ -33,7 +35,12 @@ impl Store for Memory {
             return Err(StoreError::OtherCluster { path, found, ours });
         }
         kept.term = Term(kept.term.0 + 1);
-        Ok(Opened { term: kept.term, logins: kept.logins.clone(), draining: kept.draining.clone() })
+        Ok(Opened {
+            term: kept.term,
+            logins: kept.logins.clone(),
+            draining: kept.draining.clone(),
+            blocks: kept.blocks.clone(),
+        })
     }
 
     fn read(&mut self, host: HostId) -> Result<Option<Versioned>, StoreError> {
@@ -67,6 +74,19 @@ impl Store for Memory {
             Some(draining) => kept.draining.insert(scvm, draining.clone()),
             None => kept.draining.remove(&scvm),
         };
+        Ok(())
+    }
+
+    fn read_blocks(&mut self) -> Result<BlockList, StoreError> {
+        Ok(self.kept.lock().unwrap_or_else(PoisonError::into_inner).blocks.clone())
+    }
+
+    fn compare_and_set_blocks(&mut self, expected: u64, list: &BlockList) -> Result<(), StoreError> {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.blocks.version != expected {
+            return Err(StoreError::BlocksConflict { found: Box::new(kept.blocks.clone()) });
+        }
+        kept.blocks = list.clone();
         Ok(())
     }
 }

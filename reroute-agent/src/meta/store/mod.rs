@@ -12,7 +12,8 @@ mod tests;
 pub use memory::Memory;
 pub use redb::Redb;
 
-use crate::fault_point;
+use crate::{clock, fault_point};
+use reroute_core::block::BlockList;
 use reroute_core::ids::{HostId, ScvmId, Term};
 use reroute_core::meta::{Input, Record, Versioned};
 use reroute_core::proto::Draining;
@@ -39,6 +40,8 @@ pub enum StoreError {
     Conflict { host: HostId, found: Option<Box<Versioned>> },
     #[error("another Meta has begun {later}: only one may lead; this one has to stop")]
     LaterTerm { later: Term },
+    #[error("somebody else wrote the list of blocks in between")]
+    BlocksConflict { found: Box<BlockList> },
 }
 
 /// What a store held when this term began.
@@ -49,6 +52,7 @@ pub struct Opened {
     pub logins: BTreeMap<HostId, Versioned>,
     /// SCVMs that are being drained.
     pub draining: BTreeMap<ScvmId, Draining>,
+    pub blocks: BlockList,
 }
 
 pub trait Store: Send {
@@ -70,12 +74,18 @@ pub trait Store: Send {
     ) -> Result<u64, StoreError>;
     /// Keeps that this SCVM is being drained, or (None) no more; durable when it returns.
     fn set_draining(&mut self, scvm: ScvmId, draining: Option<&Draining>) -> Result<(), StoreError>;
+
+    /// The list of blocks; an empty one of version 0 if there never was any.
+    fn read_blocks(&mut self) -> Result<BlockList, StoreError>;
+    /// Writes `list` only if the store's has version `expected`; durable when it returns.
+    fn compare_and_set_blocks(&mut self, expected: u64, list: &BlockList) -> Result<(), StoreError>;
 }
 
 /// A write for the store's thread.
 pub enum Write {
     Login { host: HostId, expected: Option<u64>, record: Record },
     Draining { scvm: ScvmId, draining: Option<Draining> },
+    Blocks { expected: u64, list: BlockList },
 }
 
 /// What became of a write or a question, and how long it took.
@@ -199,6 +209,17 @@ fn carry_out(store: &mut impl Store, task: Task) -> (Input, bool) {
             let result = store.set_draining(scvm, draining.as_ref()).map_err(|e| e.to_string());
             let failed = result.is_err();
             (Input::DrainingStored { scvm, result }, failed)
+        }
+        Task::Write(Write::Blocks { expected, list }) => {
+            let result = store.compare_and_set_blocks(expected, &list).map_err(|error| {
+                let why = error.to_string();
+                match error {
+                    StoreError::BlocksConflict { found } => (why, Some(*found)),
+                    _ => (why, store.read_blocks().ok()),
+                }
+            });
+            let failed = result.is_err();
+            (Input::BlocksStored { result, wall: clock::wall() }, failed)
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use super::{Opened, Store, StoreError};
 use redb::{Database, DatabaseError, Durability, ReadableDatabase, ReadableTable, TableDefinition};
+use reroute_core::block::BlockList;
 use reroute_core::ids::{HostId, ScvmId, Term};
 use reroute_core::meta::{Record, Versioned};
 use reroute_core::proto::Draining;
@@ -13,6 +14,9 @@ const ABOUT: TableDefinition<&str, &[u8]> = TableDefinition::new("about");
 const LOGINS: TableDefinition<u32, &[u8]> = TableDefinition::new("logins");
 /// SCVM id → [`Draining`] as JSON.
 const DRAINING: TableDefinition<u32, &[u8]> = TableDefinition::new("draining");
+/// Under "list": the [`BlockList`] as JSON.
+const BLOCKS: TableDefinition<&str, &[u8]> = TableDefinition::new("blocks");
+const LIST: &str = "list";
 /// Records are small and few; the process locks its memory.
 const CACHE: usize = 8 << 20;
 
@@ -64,6 +68,15 @@ impl Redb {
     ) -> Result<(), StoreError> {
         let later = self.last_term(about)?;
         if later > ours { Err(StoreError::LaterTerm { later }) } else { Ok(()) }
+    }
+
+    fn parse_blocks(&self, bytes: Option<&[u8]>) -> Result<BlockList, StoreError> {
+        let Some(bytes) = bytes else { return Ok(BlockList::default()) };
+        serde_json::from_slice(bytes).map_err(|e| StoreError::Malformed {
+            path: self.path.clone(),
+            key: format!("blocks/{LIST}"),
+            why: e.to_string(),
+        })
     }
 
     /// Runs `change` in one durable transaction; an error leaves everything as it was.
@@ -119,7 +132,10 @@ impl Store for Redb {
                 })?;
                 draining.insert(ScvmId(scvm), parsed);
             }
-            Ok(Opened { term, logins, draining })
+            let table = txn.open_table(BLOCKS).map_err(|e| self.unusable(e))?;
+            let kept = table.get(LIST).map_err(|e| self.unusable(e))?;
+            let blocks = self.parse_blocks(kept.as_ref().map(|v| v.value()))?;
+            Ok(Opened { term, logins, draining, blocks })
         })
     }
 
@@ -173,6 +189,29 @@ impl Store for Redb {
                     table.remove(scvm.0).map_err(|e| self.unusable(e))?;
                 }
             }
+            Ok(())
+        })
+    }
+
+    fn read_blocks(&mut self) -> Result<BlockList, StoreError> {
+        let txn = self.db.begin_read().map_err(|e| self.unusable(e))?;
+        let table = txn.open_table(BLOCKS).map_err(|e| self.unusable(e))?;
+        let kept = table.get(LIST).map_err(|e| self.unusable(e))?;
+        self.parse_blocks(kept.as_ref().map(|v| v.value()))
+    }
+
+    fn compare_and_set_blocks(&mut self, expected: u64, list: &BlockList) -> Result<(), StoreError> {
+        self.write(|txn| {
+            let mut table = txn.open_table(BLOCKS).map_err(|e| self.unusable(e))?;
+            let found = {
+                let kept = table.get(LIST).map_err(|e| self.unusable(e))?;
+                self.parse_blocks(kept.as_ref().map(|v| v.value()))?
+            };
+            if found.version != expected {
+                return Err(StoreError::BlocksConflict { found: Box::new(found) });
+            }
+            let bytes = serde_json::to_vec(list).map_err(|e| self.unusable(e))?;
+            table.insert(LIST, bytes.as_slice()).map_err(|e| self.unusable(e))?;
             Ok(())
         })
     }

@@ -1,5 +1,5 @@
 use super::*;
-use reroute_core::ids::{Epoch, ScvmId};
+use reroute_core::ids::{Epoch, ScvmId, WallMs};
 use reroute_core::proto::{Draining, FenceProof, Login, LoginState};
 
 fn record(host: u32, epoch: u64) -> Record {
@@ -32,6 +32,16 @@ fn contract(make: impl Fn() -> Box<dyn Store>) {
         store.set_draining(ScvmId(scvm), Some(&draining)).unwrap();
     }
     store.set_draining(ScvmId(1), None).unwrap();
+    assert_eq!(store.read_blocks().unwrap(), BlockList::default());
+    let list = |version| BlockList { version, written: WallMs(version), blocks: vec![] };
+    store.compare_and_set_blocks(0, &list(1)).unwrap();
+    for expected in [0, 2] {
+        let error = store.compare_and_set_blocks(expected, &list(9)).unwrap_err();
+        let StoreError::BlocksConflict { found } = error else { panic!("{error}") };
+        assert_eq!(*found, list(1));
+    }
+    store.compare_and_set_blocks(1, &list(2)).unwrap();
+    assert_eq!(store.read_blocks().unwrap(), list(2));
     drop(store);
 
     let mut again = make();
@@ -49,6 +59,7 @@ fn contract(make: impl Fn() -> Box<dyn Store>) {
     assert!(later(again.compare_and_set(host, Some(2), &record(7, 3)).map(|_| ())));
     assert_eq!(again.read(host).unwrap().unwrap().version, 2, "nothing was written");
     assert_eq!(again.compare_and_set(host, Some(2), &of_term(2, 7, 3)).unwrap(), 3);
+    assert_eq!(opened.blocks, list(2), "blocks outlive their Meta");
 }
 
 #[test]
@@ -105,6 +116,12 @@ impl Store for Slow {
     }
     fn read(&mut self, host: HostId) -> Result<Option<Versioned>, StoreError> {
         self.store.read(host)
+    }
+    fn read_blocks(&mut self) -> Result<BlockList, StoreError> {
+        self.store.read_blocks()
+    }
+    fn compare_and_set_blocks(&mut self, expected: u64, list: &BlockList) -> Result<(), StoreError> {
+        self.store.compare_and_set_blocks(expected, list)
     }
     fn set_draining(&mut self, scvm: ScvmId, draining: Option<&Draining>) -> Result<(), StoreError> {
         self.leave.recv().unwrap();

@@ -1,6 +1,7 @@
 //! A small world around the machine: networks that can be cut, servers that can fail, a Meta that is told what to say.
 
 mod domain;
+mod evicted;
 mod faults;
 mod moving;
 mod random;
@@ -226,7 +227,9 @@ impl World {
                 }
                 self.served_by = Some((*scvm, *epoch));
             }
-            Order::Moving { from_epoch, .. } => self.released = self.released.max(Some(*from_epoch)),
+            Order::Moving { from_epoch, .. } | Order::Evicted { from_epoch, .. } => {
+                self.released = self.released.max(Some(*from_epoch))
+            }
             _ => {}
         }
         self.input(Input::Order(FromMeta { term: Term(term), seq: 1, order }));

@@ -14,7 +14,12 @@ impl SessionMaster {
     fn case<'a>(&'a self, host: HostId, fencing: &'a Fencing, now: BootNs) -> Option<Case<'a>> {
         let login = self.hosts.get(&host)?;
         let record = login.record()?;
-        let LoginState::Moving { planned, .. } = record.login.state else { return None };
+        let planned = match record.login.state {
+            LoginState::Moving { planned, .. } => planned,
+            // Whom an operator has evicted is shut out, whatever runs.
+            LoginState::Evicted { .. } => false,
+            LoginState::At { .. } => return None,
+        };
         let scvm = self.settings.scvms.iter().find(|s| s.id == fencing.scvm)?;
         let session = self.sessions.get(&fencing.scvm);
         // All as it was when a confirmation was asked that has come true since: another leader that began before then

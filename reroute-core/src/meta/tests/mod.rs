@@ -1,5 +1,7 @@
 mod agentless;
+mod blocks;
 mod chaos;
+mod holders;
 mod lease;
 mod nodes;
 mod operator;

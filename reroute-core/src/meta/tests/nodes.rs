@@ -4,7 +4,7 @@ use super::world::{Packet, Scvm, Word, World};
 use super::*;
 
 impl World {
-    fn send(&mut self, from: NodeId, msg: ToMeta) {
+    pub(super) fn send(&mut self, from: NodeId, msg: ToMeta) {
         self.next += 1;
         let incarnation = match from {
             NodeId::Scvm(s) => self.scvms[&s].incarnation,
@@ -21,7 +21,10 @@ impl World {
             return;
         }
         let msg = match s.term {
-            Some(term) if now < s.session_deadline => ToMeta::KeepAlive { term, health: well() },
+            Some(term) if now < s.session_deadline => {
+                let health = ServerHealth { blocks: s.blocks.unwrap_or(0), ..well() };
+                ToMeta::KeepAlive { term, health }
+            }
             _ => {
                 s.since_open.clear();
                 ToMeta::SessionOpen { boot: Incarnation(1), health: well() }
@@ -62,7 +65,9 @@ impl World {
 
     pub fn report(&mut self) {
         let report = HostReport {
-            epoch: Epoch(self.host.at.map_or(0, |(e, _)| e)),
+            epoch: Epoch(
+                self.host.at.map_or(if self.host.evicted { self.host.moving } else { 0 }, |(e, _)| e),
+            ),
             scvm: self.host.at.map(|(_, s)| s),
             path: None,
             reason: String::new(),
@@ -82,7 +87,8 @@ impl World {
             return;
         }
         match reply {
-            MetaReply::Session { term, logins, orders_to } => {
+            MetaReply::Session { term, logins, orders_to, blocks } => {
+                s.blocks = Some(blocks.version);
                 if s.term.is_some_and(|t| t > term) {
                     return;
                 }
@@ -120,6 +126,10 @@ impl World {
             return;
         }
         let answer = match order {
+            Order::Blocks { list } => {
+                s.blocks = s.blocks.max(Some(list.version));
+                return;
+            }
             Order::Prepare { host, epoch } => ToMeta::Prepared { host, epoch, error: None },
             Order::Revoke { host, epoch, planned } => {
                 s.word = s.word.max(Word { epoch: epoch.0, fenced: true });
@@ -164,9 +174,18 @@ impl World {
             }
             Order::At { scvm, epoch } if epoch.0 > h.released && epoch.0 >= h.moving => {
                 h.at = Some((epoch.0, scvm));
+                h.evicted = false;
                 h.moving = epoch.0;
                 let path = Path { scvm, network: Network::Storage };
                 self.send(NodeId::Host(X), ToMeta::Arrived { epoch, path });
+            }
+            Order::Evicted { epoch, from_epoch, .. } if epoch.0 > h.moving.max(h.at.map_or(0, |a| a.0)) => {
+                h.moving = epoch.0;
+                h.released = h.released.max(from_epoch.0);
+                h.at = None;
+                h.evicted = true;
+                let epoch = Epoch(h.released);
+                self.send(NodeId::Host(X), ToMeta::Released { epoch });
             }
             Order::MoveRefused { .. } => h.refused += 1,
             _ => {}

@@ -374,7 +374,10 @@ fn nobody_is_admitted_while_the_store_may_say_otherwise() {
         assert!(!admits(&effects), "{effects:?}");
         let open = ToMeta::SessionOpen { boot: Incarnation(1), health: well() };
         let (reply, _) = send(&mut m, NodeId::Scvm(C), 6, open, now);
-        assert_eq!(reply, MetaReply::Session { term: Term(1), logins: vec![], orders_to: 0 });
+        assert_eq!(
+            reply,
+            MetaReply::Session { term: Term(1), logins: vec![], orders_to: 0, blocks: Default::default() }
+        );
         if lost {
             // What it knows is written again, and so it learns what is there.
             let later = BootNs(now + 300 * MS);

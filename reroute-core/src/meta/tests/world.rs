@@ -26,6 +26,8 @@ pub struct Scvm {
     /// What it answers a revoke with: a proof, or that it waits.
     pub waits: bool,
     pub cannot_admit: bool,
+    /// Version of the list of blocks that it knows.
+    pub blocks: Option<u64>,
     /// Calls of the host may be in progress here: it was affirmed and open, and has not drained since.
     pub(super) called: bool,
 }
@@ -37,6 +39,8 @@ pub struct Host {
     pub(super) at: Option<(u64, ScvmId)>,
     pub(super) moving: u64,
     pub refused: u32,
+    /// An operator ended the login; `moving` is the epoch.
+    pub evicted: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -66,6 +70,13 @@ pub struct World {
     /// The store says nothing for now, also not who leads.
     pub store_hangs: bool,
     lease_asked: bool,
+    /// As the store holds it, and what is on its way there.
+    pub blocks: BlockList,
+    pub pending_blocks: Option<BlockList>,
+    /// What operators were told.
+    pub told: Vec<Result<Done, Denial>>,
+    /// The wall clock, ms.
+    pub wall: u64,
     pub(super) network: Vec<Packet>,
     /// The last number of a push, per node.
     pub(super) seqs: BTreeMap<NodeId, u64>,
@@ -94,6 +105,10 @@ impl World {
             pending: None,
             store_hangs: false,
             lease_asked: false,
+            blocks: BlockList::default(),
+            pending_blocks: None,
+            told: Vec::new(),
+            wall: 1_800_000_000_000,
             network: Vec::new(),
             seqs: BTreeMap::new(),
             requests: BTreeMap::new(),
@@ -116,7 +131,7 @@ impl World {
     pub fn stands_at(&self) -> Option<ScvmId> {
         match self.record()?.login.state {
             LoginState::At { scvm, .. } => Some(scvm),
-            LoginState::Moving { .. } => None,
+            LoginState::Moving { .. } | LoginState::Evicted { .. } => None,
         }
     }
 
@@ -143,6 +158,7 @@ impl World {
 
     pub fn pass(&mut self, ns: u64) {
         self.now += ns;
+        self.wall += ns / MS;
         self.input(Input::Tick);
     }
 
@@ -226,6 +242,11 @@ impl World {
                 self.input(Input::DrainingStored { scvm, result: Ok(()) });
             }
             Effect::Answer { answer, .. } => self.answers.push(answer),
+            Effect::StoreBlocks { expected, list } => {
+                assert_eq!(expected, self.blocks.version);
+                self.pending_blocks = Some(list);
+            }
+            Effect::Told { answer, .. } => self.told.push(answer),
             Effect::Journal(event) => {
                 // What it may still execute, the storage refuses.
                 if let Event::FenceProven { scvm, epoch, proof: FenceProof::LeaseExpiredStorage, .. } = &event
@@ -257,6 +278,20 @@ impl World {
         }
     }
 
+    /// An operator asks, and the store takes what follows.
+    pub fn operator(&mut self, ask: Ask) -> Result<Done, Denial> {
+        let (told, wall) = (self.told.len(), WallMs(self.wall));
+        self.next += 1;
+        self.input(Input::Ask { ticket: Ticket(self.next), ask, wall });
+        self.store(StoreOutcome::Done);
+        if let Some(list) = self.pending_blocks.take() {
+            self.blocks = list;
+            self.input(Input::BlocksStored { result: Ok(()), wall });
+        }
+        assert_eq!(self.told.len(), told + 1, "told once");
+        self.told[told].clone()
+    }
+
     /// The store comes to an end with what it was asked for.
     pub fn store(&mut self, outcome: StoreOutcome) {
         if self.store_hangs {
@@ -286,11 +321,15 @@ impl World {
         assert!(new.epoch() >= old.epoch(), "epochs only grow: {old:?} -> {new:?}");
         if new.epoch() > old.epoch() {
             assert_eq!(new.epoch(), old.epoch().next());
-            assert!(new.moving_to().is_some(), "a new epoch begins with a move on record");
+            let ended = matches!(new.login.state, LoginState::Evicted { .. });
+            assert!(ended || new.moving_to().is_some(), "a new epoch begins with a move on record");
             return;
         }
         match (&old.login.state, &new.login.state) {
             (LoginState::Moving { to, .. }, LoginState::At { scvm, .. }) => assert_eq!(to, scvm),
+            (LoginState::Evicted { fencing: f, .. }, LoginState::Evicted { fencing: g, .. }) => {
+                assert!(f.iter().zip(g).all(|(f, g)| f.proof.is_none() || f.proof == g.proof));
+            }
             (LoginState::Moving { fencing: f, to, .. }, LoginState::Moving { fencing: g, to: same, .. }) => {
                 assert_eq!(to, same);
                 assert_eq!(f.len(), g.len());
@@ -318,6 +357,13 @@ impl World {
         self.term += 1;
         let master = SessionMaster::new(settings(self.term), self.store.clone(), BootNs(self.now));
         self.master = master.with_draining(self.drains.clone());
+        self.pending_blocks = None;
+        let now = BootNs(self.now);
+        self.master = SessionMaster::new(settings(self.term), self.store.clone(), now).with_blocks(
+            self.blocks.clone(),
+            WallMs(self.wall),
+            now,
+        );
     }
 
     pub fn in_flight(&self) -> usize {

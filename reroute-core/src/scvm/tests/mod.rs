@@ -1,3 +1,4 @@
+mod blocks;
 mod orders;
 mod properties;
 mod revoke;

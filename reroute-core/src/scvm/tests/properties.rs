@@ -262,7 +262,12 @@ impl Trial {
             Reply::OtherTerm => Ok(MetaReply::Ok { term: Term(6) }),
             Reply::NoSession => Ok(MetaReply::Refused { error: Refusal::NoSession }),
             Reply::Lost => Err("lost".to_string()),
-            Reply::Session(logins) => Ok(MetaReply::Session { term: TERM, logins, orders_to: self.node.seq }),
+            Reply::Session(logins) => Ok(MetaReply::Session {
+                term: TERM,
+                logins,
+                orders_to: self.node.seq,
+                blocks: Default::default(),
+            }),
         };
         // What Meta has granted: a session, or a keepalive of the last one opened, in its term.
         match (&tag, &reply) {

@@ -60,7 +60,8 @@ fn a_lapsed_session_opens_anew_and_late_replies_of_the_old_one_renew_nothing() {
     node.log.clear();
     node.feed(Input::Reply { tag: late, reply: Ok(MetaReply::Ok { term: TERM }) });
     assert!(renewals(&node).is_empty());
-    let reply = Ok(MetaReply::Session { term: TERM, logins: vec![], orders_to: 0 });
+    let reply =
+        Ok(MetaReply::Session { term: TERM, logins: vec![], orders_to: 0, blocks: Default::default() });
     node.feed(Input::Reply { tag: reopened, reply });
     assert_eq!(renewals(&node).len(), 1);
     node.feed(Input::Reply { tag: late, reply: Ok(MetaReply::Ok { term: TERM }) });
@@ -72,7 +73,7 @@ fn another_term_and_no_session_both_open_anew() {
     for reply in [
         MetaReply::Ok { term: Term(8) },
         MetaReply::Refused { error: Refusal::NoSession },
-        MetaReply::Session { term: Term(9), logins: vec![], orders_to: 0 },
+        MetaReply::Session { term: Term(9), logins: vec![], orders_to: 0, blocks: Default::default() },
     ] {
         let mut node = Node::up(FencePolicy::Wait);
         node.pass(100 * MS, false);
@@ -104,7 +105,12 @@ fn an_order_of_a_newer_leader_opens_anew_and_one_of_an_older_is_refused() {
     node.log.clear();
     node.feed(Input::Reply {
         tag,
-        reply: Ok(MetaReply::Session { term: TERM, logins: vec![(Y, Epoch(1))], orders_to: 0 }),
+        reply: Ok(MetaReply::Session {
+            term: TERM,
+            logins: vec![(Y, Epoch(1))],
+            orders_to: 0,
+            blocks: Default::default(),
+        }),
     });
     assert!(renewals(&node).is_empty(), "the leader of that term is gone");
     assert_eq!(node.word(Y), Word::NONE);

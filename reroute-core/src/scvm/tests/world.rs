@@ -1,6 +1,7 @@
 //! A node around the machine: kernel, server, disk and Meta, each made to fail at will.
 
 use super::super::*;
+use crate::block::BlockOrder;
 use crate::proto::{FenceProof, MetaReply, Order, ToMeta};
 use reroute_common::admission::{Word, rank};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -21,6 +22,7 @@ pub enum Part {
     Kill,
     Register,
     Pulse,
+    Block,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -36,6 +38,7 @@ pub struct Kernel {
     pub calls: BTreeMap<HostId, Calls>,
     pub mode: Option<Mode>,
     pub null_failed: Option<bool>,
+    pub blocked: BTreeMap<HostId, BootNs>,
 }
 
 impl Kernel {
@@ -133,10 +136,15 @@ impl Node {
 
     /// Answers the SessionOpen that is in the mail.
     pub fn open(&mut self, logins: &[(HostId, Epoch)]) {
+        self.open_with(logins, BlockOrder::default());
+    }
+
+    pub fn open_with(&mut self, logins: &[(HostId, Epoch)], blocks: BlockOrder) {
         let at =
             self.mail.iter().position(|(tag, _)| matches!(tag, Tag::Open { .. })).expect("a SessionOpen");
         let (tag, _) = self.mail.remove(at).unwrap();
-        let reply = Ok(MetaReply::Session { term: TERM, logins: logins.to_vec(), orders_to: self.seq });
+        let (logins, orders_to) = (logins.to_vec(), self.seq);
+        let reply = Ok(MetaReply::Session { term: TERM, logins, orders_to, blocks });
         self.feed(Input::Reply { tag, reply });
     }
 
@@ -217,6 +225,13 @@ impl Node {
                     self.kernel.null_failed = Some(null_failed);
                 }
                 Input::AgentStateSet(result)
+            }
+            Effect::SetBlock { host, until } => {
+                let result = ok(Part::Block, &broken);
+                if result.is_ok() {
+                    self.kernel.blocked.insert(host, until);
+                }
+                Input::BlockSet { host, until, result }
             }
             Effect::SetMode { mode } => {
                 let result = ok(Part::Mode, &broken);
@@ -312,6 +327,7 @@ impl Node {
             has_agent: true,
             word: self.word(host),
             affirm_deadline,
+            blocked_until: self.kernel.blocked.get(&host).copied().unwrap_or_default(),
             connections: 1,
         });
         let facts = facts.collect();
