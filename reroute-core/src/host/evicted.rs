@@ -53,7 +53,7 @@ impl Machine {
         self.phase = Phase::Settled;
         self.evicted = Some(Evicted { epoch, from_epoch, told_at: None, taken: false });
         self.fault("evicted", format!("the login was ended {reason}"), fx);
-        let record = Record { epoch, scvm: None, released: self.released };
+        let record = Record { epoch, scvm: None, released: self.released, term: self.term };
         self.want_record(record, now, fx);
         self.tell_release(now, fx);
         self.report_to_meta(now, fx);

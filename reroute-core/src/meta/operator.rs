@@ -184,6 +184,11 @@ impl SessionMaster {
                     let Some(waiting) = waits else { continue };
                     format!("it moves to {to} and waits for {}", waiting.proofs.join(" or "))
                 }
+                LoginState::Evicted { .. } => {
+                    let waits = self.waits_for(*id, now).into_iter().find(|w| w.scvm == scvm);
+                    let Some(waiting) = waits else { continue };
+                    format!("it was evicted and waits for {}", waiting.proofs.join(" or "))
+                }
                 LoginState::At { .. } => continue,
             };
             let name = self.settings.hosts.iter().find(|h| h.id == *id).map(|h| h.name.clone());

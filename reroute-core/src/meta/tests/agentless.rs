@@ -79,7 +79,7 @@ impl Small {
     fn at(&self) -> Option<(ScvmId, u64, FenceProof)> {
         match self.state()? {
             LoginState::At { scvm, epoch, proof } => Some((*scvm, epoch.0, *proof)),
-            LoginState::Moving { .. } => None,
+            LoginState::Moving { .. } | LoginState::Evicted { .. } => None,
         }
     }
 
@@ -96,6 +96,8 @@ impl Small {
                 Effect::StepDown { .. }
                 | Effect::RunFenceCommand(_)
                 | Effect::StoreDraining { .. }
+                | Effect::StoreBlocks { .. }
+                | Effect::Told { .. }
                 | Effect::Answer { .. } => panic!("nobody asked for {effect:?}"),
                 Effect::Journal(event) => self.journal.push((self.now, event)),
                 Effect::Store { host, expected, record } => {

@@ -42,7 +42,7 @@ fn dead(epoch: u64, boot: Option<u64>) -> ToMeta {
 fn proof_on_record(w: &World) -> Option<FenceProof> {
     match w.record()?.login.state {
         LoginState::At { proof, .. } => Some(proof),
-        LoginState::Moving { .. } => None,
+        LoginState::Moving { .. } | LoginState::Evicted { .. } => None,
     }
 }
 

@@ -16,6 +16,7 @@ impl Node {
             word: self.word(host),
             affirm_deadline: BootNs(0),
             connections: 2,
+            blocked_until: BootNs(0),
         });
         self.machine.handle(Input::Clients(facts.to_vec()), self.now);
     }
