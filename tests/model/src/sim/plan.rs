@@ -93,7 +93,7 @@ impl Plan {
             let host = HostId(rng.u32(1..=hosts));
             incident(rng, at, scvm, host, &mut faults);
         }
-        if rng.u32(0..6) == 0 {
+        if rng.u32(0..4) == 0 {
             let host = HostId(rng.u32(1..=hosts));
             let at = begin + rng.u64(0..span);
             let scvm = settings.local(host);
