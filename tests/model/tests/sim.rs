@@ -40,6 +40,21 @@ fn a_seed_is_the_same_run_every_time() {
     }
 }
 
+/// The seeds that the safeguards are tested by break nothing while all of them are there.
+#[test]
+fn no_pressed_seed_breaks_the_protocol() {
+    let options = Options { pressed: true, ..Options::default() };
+    let stats = run_many(1..1 + seeds() / 2, &options, |outcome| {
+        for violation in &outcome.violations {
+            println!("seed {}: {:?}: {}", outcome.seed, violation.kind, violation.what);
+            println!("  see it with: cargo xtask sim --pressed --seed {} --trace", outcome.seed);
+        }
+        true
+    });
+    println!("{stats}");
+    assert!(stats.failed.is_empty(), "{} seeds break it: {:?}", stats.failed.len(), stats.failed);
+}
+
 /// Without the safeguard, some seed within CI's number shows what it is for.
 fn is_needed(safeguard: Safeguard) {
     let mut found = BTreeSet::new();
