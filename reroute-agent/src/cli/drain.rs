@@ -57,9 +57,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let mut answer: OperatorAnswer = service::post_blocking(&common.socket, "/v1/drain", json!(wish))?;
     let until = Instant::now() + timeout;
     let mut shown = String::new();
-    while wait {
+    loop {
         let still = still(&answer)?;
-        if still.is_empty() {
+        if !wait || still.is_empty() {
             break;
         }
         let text = list(still);

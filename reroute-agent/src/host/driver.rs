@@ -226,7 +226,9 @@ impl Driver {
     /// Something that blocks, on a thread where that harms nobody; its result comes back as an input.
     fn aside(&self, work: impl FnOnce() -> Input + Send + 'static) {
         let results = self.results.clone();
-        tokio::task::spawn_blocking(move || results.send(work()));
+        tokio::task::spawn_blocking(move || {
+            let _ = results.send(work());
+        });
     }
 
     fn tell_meta(&self, message: ToMeta, step: Option<&'static str>) {

@@ -106,9 +106,9 @@ mod tests {
     fn it_is_told_whom_to_fence_and_its_exit_code_is_the_answer() {
         let script = "echo \"$@\"; env | grep ^REROUTE_ | sort";
         let (outcome, output, _) =
-            run(script, &["-n", "{name}", "{scvm}/{attempt}", "{storage},{management}"], 5000);
+            run(script, &["--node", "{name}", "{scvm}/{attempt}", "{storage},{management}"], 5000);
         assert_eq!(outcome, FenceCommandOutcome::Fenced);
-        let want = "-n s4 4/2 10.0.0.4,10.1.0.4\nREROUTE_ATTEMPT=2\nREROUTE_LOGINS=1@7 2@9\nREROUTE_POLICY=kill\n\
+        let want = "--node s4 4/2 10.0.0.4,10.1.0.4\nREROUTE_ATTEMPT=2\nREROUTE_LOGINS=1@7 2@9\nREROUTE_POLICY=kill\n\
                     REROUTE_SCVM=4\nREROUTE_SCVM_MANAGEMENT=10.1.0.4\nREROUTE_SCVM_NAME=s4\nREROUTE_SCVM_STORAGE=10.0.0.4";
         assert_eq!(output, want);
         let refused = FenceCommandOutcome::Refused { why: "exit code 2".into() };

@@ -21,7 +21,7 @@ fn away_with_calls_on_their_way(lab: &Lab, writer: &Writer) {
 
 /// The old server is fenced, and alone again: its agent stands still, its old connections are open.
 fn late_calls_at_the_old_server(fence: bool) {
-    let lab = healthy(Options::named("late").timing("hold_down_ms", 60_000));
+    let lab = healthy(Options::named("late").timing("hold_down_ms", 15_000));
     let writer = writer(&lab);
     hold_calls(&lab, &writer);
     lab.fault("host-cut", Some("scvm1")).expect("cut");

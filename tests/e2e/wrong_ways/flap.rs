@@ -7,7 +7,7 @@ use reroute_common::table::{drop, mode};
 
 /// host1 is served by another SCVM when its route goes; later its agent comes back.
 fn falls_to_the_local_server(fence: bool) {
-    let lab = healthy(Options::named("flap").timing("hold_down_ms", 60_000));
+    let lab = healthy(Options::named("flap").timing("hold_down_ms", 15_000));
     let writer = writer(&lab);
     lab.fault("host-cut", Some("scvm1")).expect("cut");
     let (at, _) = wait_moved(&lab, 1);

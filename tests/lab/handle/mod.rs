@@ -8,6 +8,7 @@ pub use writer::{Gap, Report, Writer};
 
 use crate::control::{self, Injected, ProcessStatus, Request, Spec, Status};
 use crate::directory::Directory;
+use crate::namespace::NetNs;
 use crate::options::Options;
 use crate::supervisor::Announcement;
 use anyhow::{Context, bail};
@@ -176,6 +177,14 @@ impl Lab {
             .stdin(Stdio::null())
             .output()
             .context("cannot run reroute-lab exec")
+    }
+
+    /// A node's network namespace: what is run in it is in the node's network and nowhere else.
+    pub fn namespace(&self, node: &str) -> anyhow::Result<NetNs> {
+        let pid = control::supervisor_pid(&self.directory.socket())?;
+        let nodes = self.status()?.nodes;
+        let fd = nodes.get(node).with_context(|| format!("no node {node:?}"))?;
+        Ok(NetNs::open(&format!("/proc/{pid}/fd/{fd}"))?)
     }
 
     /// Ends of all logs, for messages about failures.

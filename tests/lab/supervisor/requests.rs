@@ -89,10 +89,14 @@ impl Supervisor {
                 let handle = self.processes.handle(&process)?;
                 let at = self.processes.signal(&process, Signal::STOP)?;
                 if let Some(after) = resume {
+                    let (supervisor, target) = (self.clone(), target.clone());
                     std::thread::Builder::new().name("resume".into()).spawn(move || {
                         std::thread::sleep(after);
-                        // By pidfd: if it was killed meanwhile, nobody gets this.
-                        let _ = pidfd_send_signal(&*handle, Signal::CONT);
+                        // Unless it was healed, and perhaps stopped again, meanwhile.
+                        if supervisor.faults().iter().any(|f| f.target == target && f.at == at) {
+                            // By pidfd: if it was killed meanwhile, nobody gets this.
+                            let _ = pidfd_send_signal(&*handle, Signal::CONT);
+                        }
                     })?;
                 }
                 at
