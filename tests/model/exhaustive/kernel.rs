@@ -205,6 +205,7 @@ impl Kernel {
             has_agent: true,
             word: self.word(),
             affirm_deadline: self.affirm_deadline,
+            blocked_until: BootNs(0),
             connections: 1,
         }
     }

@@ -72,7 +72,7 @@ impl World {
             LoginState::Moving { fencing, .. } => {
                 fencing.iter().find(|f| f.scvm == scvm).map_or(said, |f| f.epoch)
             }
-            LoginState::At { .. } => said,
+            LoginState::At { .. } | LoginState::Evicted { .. } => said,
         };
         match (from, msg) {
             (NodeId::Scvm(s), ToMeta::Fenced { host, epoch, proof }) => {
@@ -138,7 +138,11 @@ impl World {
                 self.ask_store(i, Thing::Write { meta: i, term, expected, record: Box::new(record) });
             }
             // No operator asks, and no fence command is configured.
-            Effect::RunFenceCommand(_) | Effect::StoreDraining { .. } | Effect::Answer { .. } => {}
+            Effect::RunFenceCommand(_)
+            | Effect::StoreDraining { .. }
+            | Effect::Answer { .. }
+            | Effect::StoreBlocks { .. }
+            | Effect::Told { .. } => {}
             Effect::ConfirmLease if self.story.has(Safeguard::LeaderLease) => {
                 self.ask_store(i, Thing::Confirm { meta: i, term });
             }

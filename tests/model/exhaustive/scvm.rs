@@ -127,6 +127,8 @@ impl World {
                 }
                 Input::NullRpc { answered: s.server.alive, took_ns: 0, starved: false }
             }
+            // Nobody blocks a client here.
+            Effect::SetBlock { host, until } => Input::BlockSet { host, until, result: Ok(()) },
             Effect::SetAgentState { null_failed } => {
                 s.kernel.null_failed = null_failed;
                 Input::AgentStateSet(Ok(()))

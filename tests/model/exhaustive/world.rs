@@ -424,6 +424,7 @@ impl std::fmt::Debug for World {
         let record = self.store.login.as_ref().map(|(_, r)| match &r.login.state {
             LoginState::At { scvm, epoch, proof } => format!("at {scvm} {epoch} {proof:?}"),
             LoginState::Moving { to, epoch, .. } => format!("moving to {to} {epoch}"),
+            LoginState::Evicted { epoch, .. } => format!("evicted {epoch}"),
         });
         write!(
             f,

@@ -24,7 +24,13 @@ fn drain(world: &mut World, scvms: &[ScvmId]) {
         |scvm: &ScvmId| DrainView { scvm: *scvm, draining: Draining { actor: "test".into(), at_unix_ms: 1 } };
     let view = ClusterView {
         sessions,
-        logins: vec![LoginView { login, age_ns: 0, does_not_cover: String::new(), holder: None, ghost: false }],
+        logins: vec![LoginView {
+            login,
+            age_ns: 0,
+            does_not_cover: String::new(),
+            holder: None,
+            ghost: false,
+        }],
         draining: scvms.iter().map(draining).collect(),
         ..ClusterView::default()
     };

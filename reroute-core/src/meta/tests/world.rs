@@ -355,15 +355,11 @@ impl World {
         self.lease_asked = false;
         self.seqs.clear();
         self.term += 1;
-        let master = SessionMaster::new(settings(self.term), self.store.clone(), BootNs(self.now));
-        self.master = master.with_draining(self.drains.clone());
         self.pending_blocks = None;
         let now = BootNs(self.now);
-        self.master = SessionMaster::new(settings(self.term), self.store.clone(), now).with_blocks(
-            self.blocks.clone(),
-            WallMs(self.wall),
-            now,
-        );
+        self.master = SessionMaster::new(settings(self.term), self.store.clone(), now)
+            .with_draining(self.drains.clone())
+            .with_blocks(self.blocks.clone(), WallMs(self.wall), now);
     }
 
     pub fn in_flight(&self) -> usize {

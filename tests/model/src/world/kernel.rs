@@ -379,6 +379,7 @@ impl Kernel {
             has_agent: true,
             word: c.word.0,
             affirm_deadline: c.affirm_deadline,
+            blocked_until: BootNs(0),
             connections: self.lines.values().filter(|l| l.host == *host).count() as u32,
         };
         self.clients.iter().map(facts).collect()

@@ -133,7 +133,11 @@ impl World {
             }
             Effect::StepDown { .. } => self.crash_meta(id),
             // No operator asks, and no fence command is configured.
-            Effect::RunFenceCommand(_) | Effect::StoreDraining { .. } | Effect::Answer { .. } => {}
+            Effect::RunFenceCommand(_)
+            | Effect::StoreDraining { .. }
+            | Effect::Answer { .. }
+            | Effect::StoreBlocks { .. }
+            | Effect::Told { .. } => {}
             Effect::Journal(event) => self.out.say(Said { node: Node::Meta(id), at: now, event }),
         }
     }
@@ -253,7 +257,7 @@ impl World {
         use reroute_core::proto::LoginState;
         match self.store.logins.get(&host)?.record.login.state {
             LoginState::At { scvm, epoch, .. } => Some((scvm, epoch)),
-            LoginState::Moving { .. } => None,
+            LoginState::Moving { .. } | LoginState::Evicted { .. } => None,
         }
     }
 }

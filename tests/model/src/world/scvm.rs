@@ -320,6 +320,8 @@ impl World {
                 node.kernel.set_null_failed(null_failed);
                 Input::AgentStateSet(Ok(()))
             }
+            // Nobody blocks a client here.
+            Effect::SetBlock { host, until } => Input::BlockSet { host, until, result: Ok(()) },
             Effect::SetMode { mode } => {
                 node.kernel.mode = mode;
                 Input::ModeSet { mode, result: Ok(()) }
