@@ -46,7 +46,8 @@ impl Peer {
             Some(uid) => user_name(uid).unwrap_or_else(|| format!("uid {uid}")),
             None => "somebody on this node".into(),
         };
-        let said: String = said.unwrap_or_default().trim().chars().filter(|c| !c.is_control()).take(80).collect();
+        let said: String =
+            said.unwrap_or_default().trim().chars().filter(|c| !c.is_control()).take(80).collect();
         match Some(said).filter(|s| !s.is_empty() && *s != user) {
             Some(said) => format!("{said} ({user})"),
             None => user,

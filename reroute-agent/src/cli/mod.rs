@@ -4,8 +4,8 @@ pub mod block;
 pub mod bypass;
 pub mod drain;
 pub mod flows;
-pub mod moves;
 pub mod logins;
+pub mod moves;
 pub mod route;
 pub mod status;
 

@@ -10,8 +10,8 @@
 
 mod driver;
 mod fence;
-mod keep_out;
 mod http;
+mod keep_out;
 mod metrics;
 pub mod operator;
 pub mod store;

@@ -467,7 +467,11 @@ impl Store for Held {
     fn read_blocks(&mut self) -> Result<reroute_core::block::BlockList, StoreError> {
         self.store.read_blocks()
     }
-    fn compare_and_set_blocks(&mut self, expected: u64, list: &reroute_core::block::BlockList) -> Result<(), StoreError> {
+    fn compare_and_set_blocks(
+        &mut self,
+        expected: u64,
+        list: &reroute_core::block::BlockList,
+    ) -> Result<(), StoreError> {
         self.store.compare_and_set_blocks(expected, list)
     }
     fn set_draining(&mut self, scvm: ScvmId, draining: Option<&Draining>) -> Result<(), StoreError> {
@@ -606,6 +610,8 @@ async fn a_later_term_ends_meta_with_a_named_error() {
     let error = ended.unwrap_err();
     assert!(matches!(error, StoreError::LaterTerm { later: Term(2) }), "{error}");
     assert!(error.to_string().contains("this one has to stop"), "{error}");
+}
+
 async fn asked<T: serde::de::DeserializeOwned>(
     config: &Config,
     method: axum::http::Method,
