@@ -55,6 +55,9 @@ enum Verb {
         /// Tell everything that happens in that seed's run.
         #[arg(long)]
         trace: bool,
+        /// Every seed has a server that is cut off while its host or its agent stumbles.
+        #[arg(long)]
+        pressed: bool,
         /// Switch a safeguard off: proof-step, epoch-check, stamp-echo, send-stamp-counting, persisted-release, leader-lease.
         #[arg(long)]
         without: Vec<String>,
@@ -98,7 +101,9 @@ fn main() -> ExitCode {
         Verb::Lab { args } => lab(&args),
         Verb::Demo { json } => demo(json),
         Verb::Test { long } => stages::run(long),
-        Verb::Sim { seeds, seed, trace, without } => sim::run(seeds, seed, trace, &without),
+        Verb::Sim { seeds, seed, trace, pressed, without } => {
+            sim::run(seeds, seed, (trace, pressed), &without)
+        }
         Verb::Fuzz { target, seconds, address } => fuzz::run(target, seconds, address),
         Verb::Model { depth, only } => model::run(depth, only.as_deref()),
         Verb::Vm { kernel } => vm::run(kernel),

@@ -4,7 +4,12 @@ use crate::workspace;
 use anyhow::{Context, bail};
 
 /// Errors: it cannot be built, or a seed breaks the protocol (printed, with the command that shows how).
-pub fn run(seeds: Option<u64>, seed: Option<u64>, trace: bool, without: &[String]) -> anyhow::Result<()> {
+pub fn run(
+    seeds: Option<u64>,
+    seed: Option<u64>,
+    (trace, pressed): (bool, bool),
+    without: &[String],
+) -> anyhow::Result<()> {
     // A seed by itself is one run.
     let seeds = seeds.unwrap_or(if seed.is_some() { 1 } else { 2000 });
     let mut command = workspace::cargo(&[
@@ -23,6 +28,9 @@ pub fn run(seeds: Option<u64>, seed: Option<u64>, trace: bool, without: &[String
     }
     if trace {
         command.arg("--trace");
+    }
+    if pressed {
+        command.arg("--pressed");
     }
     for safeguard in without {
         command.args(["--without", safeguard]);

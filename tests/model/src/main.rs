@@ -24,6 +24,9 @@ struct Cli {
     /// Switch a safeguard off: proof-step, epoch-check, stamp-echo, send-stamp-counting, persisted-release, leader-lease.
     #[arg(long, value_parser = safeguard)]
     without: Vec<Safeguard>,
+    /// Every seed has a server that is cut off while its host or its agent stumbles: what safeguards are tested by.
+    #[arg(long)]
+    pressed: bool,
 }
 
 fn safeguard(name: &str) -> Result<Safeguard, String> {
@@ -36,7 +39,7 @@ fn safeguard(name: &str) -> Result<Safeguard, String> {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let options = Options { off: cli.without.iter().copied().collect() };
+    let options = Options { off: cli.without.iter().copied().collect(), pressed: cli.pressed };
     if cli.trace {
         let mut out = std::io::BufWriter::new(std::io::stdout().lock());
         let outcome = run(cli.seed.unwrap_or(1), &options, Some(&mut out));

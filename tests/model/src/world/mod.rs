@@ -7,7 +7,8 @@
 //! | `flight` | what is under way |
 //! | `clock`, `links` | clocks with a zero and a rate of their own; links that are cut, each way of its own |
 //! | `host`, `client` | the host agent, the route, the disk; the NFS client |
-//! | `scvm`, `kernel`, `server` | the SCVM agent; the kernel's words, leases and counts; the access server |
+//! | `scvm`, `kernel` | the SCVM agent; the kernel's words, leases and counts |
+//! | `datapath`, `server` | what becomes of pulses and segments; the access server |
 //! | `meta`, `agent` | leaders and their store; messages and push streams |
 //! | `tcp` | connections and segments |
 //! | `oracle` | the data, and what must never happen |
@@ -18,6 +19,7 @@
 pub mod agent;
 pub mod client;
 pub mod clock;
+mod datapath;
 pub mod flight;
 pub mod host;
 pub mod kernel;

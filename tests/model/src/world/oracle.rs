@@ -47,7 +47,7 @@ pub struct Data {
     /// By block, the write that it holds.
     pub blocks: Vec<Held>,
     /// By block, the highest acknowledged one.
-    pub acked: Vec<Held>,
+    pub acked: Vec<u64>,
     /// The storage's lease: the highest epoch that has written.
     pub owner: Epoch,
     /// The highest epoch at which a call was let in, and where.
@@ -61,7 +61,7 @@ pub struct Data {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Oracle {
     hosts: BTreeMap<HostId, Data>,
-    /// Acknowledged writes that were overtaken within one login, by one server: a segment of a connection that the
+    /// Writes that came too late within one login, at one server: a segment of a connection that the
     /// host had given up came late, after a change of path. No move, and not covered by the protocol: docs/adr/0020.
     pub overtaken: u64,
     pub violations: Vec<Violation>,
@@ -71,7 +71,7 @@ impl Oracle {
     pub fn new(settings: &Settings) -> Oracle {
         let data = Data {
             blocks: vec![Held::default(); settings.load.blocks],
-            acked: vec![Held::default(); settings.load.blocks],
+            acked: vec![0; settings.load.blocks],
             owner: Epoch(0),
             accepted: None,
             replied: BTreeMap::new(),
@@ -135,6 +135,12 @@ impl Oracle {
         let later = data.replied.iter().filter(|(s, _)| **s != scvm).max_by_key(|(_, e)| **e);
         let late = later.filter(|(_, replied)| **replied > epoch).map(|(s, e)| (*s, *e));
         let acked = data.acked[write.block];
+        let held = data.blocks[write.block];
+        if write.number < held.number && held.by == Some((scvm, epoch)) {
+            // Counted, and left out, so that what else may happen to this block is seen.
+            self.overtaken += 1;
+            return true;
+        }
         data.blocks[write.block] = Held { number: write.number, by: Some((scvm, epoch)) };
         if let Some((other, replied)) = late {
             let what = format!(
@@ -143,10 +149,7 @@ impl Oracle {
             );
             self.say(Kind::LateExecution, what);
         }
-        if write.number < acked.number && acked.by == Some((scvm, epoch)) {
-            self.overtaken += 1;
-        } else if write.number < acked.number {
-            let acked = acked.number;
+        if write.number < acked {
             let what = format!(
                 "block {} of {host}: {scvm} ({epoch}) put write {} over the acknowledged {acked}",
                 write.block, write.number
@@ -169,10 +172,7 @@ impl Oracle {
         let Some(data) = self.hosts.get_mut(&host) else { return };
         let there = data.blocks[write.block];
         let known = &mut data.acked[write.block];
-        if known.number < write.number {
-            let by = there.by.filter(|_| there.number == write.number);
-            *known = Held { number: write.number, by };
-        }
+        *known = write.number.max(*known);
         let there = there.number;
         if there < write.number {
             let what = format!("write {} of {host} was acknowledged, the block holds {there}", write.number);

@@ -62,6 +62,7 @@ fn the_order_of_sending_does_not_number_what_is_under_way() {
     for step in world.begin() {
         world.apply(step);
     }
+    world.apply(Step::Pass(20 * MS));
     let wakes: Vec<Step> = world
         .enabled()
         .into_iter()
