@@ -18,7 +18,7 @@ use crate::journal::Journal;
 use crate::meta_client::push_direction;
 use crate::{clock, fault_point, keys};
 use bytes::Bytes;
-use reroute_core::block::{Ask, BlockView, Denial, Done};
+use reroute_core::block::{Denial, Done};
 use reroute_core::ids::*;
 use reroute_core::meta::{Effect, Input, OperatorAnswer, RequestId, SessionMaster, Ticket};
 use reroute_core::proto::*;

@@ -101,9 +101,16 @@ impl SessionMaster {
 
     pub(super) fn lease_confirmed(&mut self, now: BootNs, out: &mut Vec<Effect>) {
         let Some(asked) = self.lease.asking.take() else { return };
+        let led = self.leads(now);
         self.lease.confirmed = self.lease.confirmed.max(Some(asked));
         self.lease.problem = None;
         if self.leads(now) {
+            if !led {
+                // What a host should have heard when it connected meanwhile was withheld.
+                for (id, host) in &mut self.hosts {
+                    host.orders(*id, Some(NodeId::Host(*id)), out);
+                }
+            }
             if std::mem::replace(&mut self.lease.lapse_said, false) {
                 let what = format!("the store confirms {} again: leading on", self.settings.term);
                 out.push(Effect::Journal(Event::Fault { what }));

@@ -231,6 +231,10 @@ fn nothing_is_told_while_the_lease_is_out() {
     w.now += 400 * MS;
     let connected = Input::Connected { node: NodeId::Host(X) };
     assert!(!told(&w.master.handle(connected.clone(), BootNs(w.now))));
+    let tick = w.master.handle(Input::Tick, BootNs(w.now));
+    assert!(tick.contains(&Effect::ConfirmLease) && !told(&tick));
+    // It connected in vain, and need not do so again.
+    assert!(told(&w.master.handle(Input::LeaseConfirmed, BootNs(w.now))));
     w.hang(false);
     w.input(Input::Tick);
     assert!(told(&w.master.handle(connected, BootNs(w.now))));
