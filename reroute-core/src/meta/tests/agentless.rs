@@ -263,6 +263,8 @@ fn its_login_follows_its_calls_with_proof_and_nothing_is_sent_to_it() {
 #[test]
 fn a_server_that_cannot_be_reached_is_left_when_the_longer_lease_is_over() {
     let mut w = at_a();
+    // What an earlier term may have granted is over.
+    w.run(10 * SEC, Some(A));
     w.servers.get_mut(&A).unwrap().cut = true;
     // `effects` checks with every step that A's lease, which runs on, is over before C opens.
     let served = w.run(12 * SEC, Some(C)).expect("served at C");
