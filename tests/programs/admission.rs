@@ -80,7 +80,7 @@ fn shadow_counts_and_bypass_does_not_even_that() {
     let mut bench = Bench::new();
     bench.sensor.set_mode(mode::SHADOW).unwrap();
     assert_eq!(bench.rx(&syn(1)), XDP_PASS);
-    assert_eq!((bench.client(HOST).would_drop, bench.client(HOST).drops), (1, [0; 5]));
+    assert_eq!((bench.client(HOST).would_drop, bench.client(HOST).drops), (1, [0; drop::COUNT]));
     bench.sensor.set_mode(mode::BYPASS).unwrap();
     assert_eq!(bench.rx(&syn(2)), XDP_PASS);
     assert_eq!(bench.client(HOST).would_drop, 1);
