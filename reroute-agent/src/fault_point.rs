@@ -64,6 +64,7 @@ pub fn of_record(record: &meta::Record) -> &'static str {
     match record.login.state {
         LoginState::Moving { .. } => "store-moving",
         LoginState::At { .. } => "store-at",
+        LoginState::Evicted { .. } => "store-evicted",
     }
 }
 

@@ -94,9 +94,10 @@ impl Kernel {
         }
     }
 
-    /// Destroys this host's sockets to the service address; with `keep`, not those bound to its address there. After a
-    /// route was replaced, nor those opened since: they lead to the new server, and may have calls there already. What such
-    /// a socket has sent and the kernel still keeps, for a next hop that does not answer, goes with it.
+    /// Destroys this host's sockets to the service address; with `keep`, none if all are bound to its address there (one
+    /// that is not may have shut the others, see the server's `path.rs`). After a route was replaced, not those opened
+    /// since: they lead to the new server, and may have calls there already. What such a socket has sent and the kernel
+    /// still keeps, for a next hop that does not answer, goes with it.
     pub fn destroy_sockets(&mut self, keep: Option<Network>) -> Result<u32, String> {
         let kept = keep.and_then(|network| self.interfaces.iter().find(|(n, ..)| *n == network));
         let kept = kept.map(|(.., address)| IpAddr::V4(*address));
@@ -104,9 +105,13 @@ impl Kernel {
         let is_old = |tcp: &sockets::Tcp| {
             before.as_ref().is_none_or(|(before, source)| before.had(tcp) || tcp.local.ip() != *source)
         };
-        let destroyed =
-            sockets::destroy_where(&self.sockets, |tcp| Some(tcp.local.ip()) != kept && is_old(tcp))
-                .map_err(|error| error.to_string())?;
+        if kept.is_some() {
+            let all = sockets::list(&self.sockets).map_err(|error| error.to_string())?;
+            if all.iter().all(|tcp| Some(tcp.local.ip()) == kept) {
+                return Ok(0);
+            }
+        }
+        let destroyed = sockets::destroy_where(&self.sockets, is_old).map_err(|error| error.to_string())?;
         let hops: Vec<_> = self.hops.iter().map(|(_, hop)| *hop).collect();
         self.neighbours
             .drop_waiting(&hops)

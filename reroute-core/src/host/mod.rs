@@ -158,7 +158,7 @@ pub enum Effect {
         path: Path,
         adopt: bool,
     },
-    /// All of this host's sockets to the service address; with `keep`, only those not bound to its address there.
+    /// All of this host's sockets to the service address; with `keep`, only if some are not bound to its address there.
     DestroySockets {
         keep: Option<Network>,
     },

@@ -254,9 +254,10 @@ impl Machine {
 
     /// Meta says what this host has already.
     fn confirmed(&mut self, login: Current, now: BootNs, fx: &mut Effects) {
-        if self.released_before_start {
+        if std::mem::take(&mut self.released_before_start)
+            && self.released.is_some_and(|released| released >= login.epoch)
+        {
             // A former instance had let go, and Meta, which gives out every epoch, says that nothing came of it.
-            self.released_before_start = false;
             self.released = None;
             let (epoch, scvm) = (login.epoch, Some(login.scvm));
             self.want_record(Record { epoch, scvm, released: None, term: self.term }, now, fx);
@@ -329,6 +330,11 @@ impl Machine {
             fx.push(self.pulse_to(*path, now));
         }
         self.phase = Phase::Settled;
+        if self.released.is_some_and(|released| released < epoch) {
+            // The newer login says as much. On record it says that the arrival was not finished.
+            self.released = None;
+            self.want_record(Record { epoch, scvm: Some(path.scvm), released: None }, now, fx);
+        }
         self.arrived = Some((epoch, path, now));
         fx.push(Effect::Meta(ToMeta::Arrived { epoch, path }));
         self.report_to_meta(now, fx);

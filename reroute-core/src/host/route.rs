@@ -114,6 +114,17 @@ impl Machine {
         {
             self.route.want(*path, now);
             self.route.reason = "adopted: a former instance of this agent had set it".into();
+            // It may have ended between the route and the sockets: those from before would wait for ever. Sockets of
+            // another source can reach nobody by this path, and would never know either.
+            if self.released.is_some_and(|released| released < login.epoch) {
+                let reason = self.route.reason.clone();
+                return self.go(
+                    Trip { path: *path, reason, since: now, login_is_new: true, keep: None },
+                    now,
+                    fx,
+                );
+            }
+            fx.push(Effect::DestroySockets { keep: Some(path.network) });
         }
         match &self.phase {
             Phase::Arriving(arriving) => {

@@ -20,10 +20,26 @@ fn falls_to_the_local_server(fence: bool) {
     lab.fault("host-agent-killed", Some("host1")).expect("killed");
     lab.fault("link-flap", Some("host1")).expect("flap");
     assert_eq!(lab.next_hop(1).expect("route"), None, "the kernel has forgotten the route");
+    // Whatever ends its connection, the next one speaks from 192.168.33.1.
+    let out = lab.exec("host1", &["ss", "-K", "dst", "192.168.33.2"]).expect("ss");
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
     if fence {
         let count = |c: &Client| c.drops[drop::NOT_ADMITTED];
-        wait_count(&lab, "scvm1", "calls by the private network dropped", count, count(&before));
-        wait_stuck(&writer, Duration::from_millis(100));
+        wait_count(&lab, "scvm1", "SYNs by the private network dropped", count, count(&before));
+        // The route comes back by another hand: the same socket speaks over the storage network.
+        let (node, hop) =
+            (lab::topology::Node::Scvm(at), lab::topology::Node::Scvm(at).storage().to_string());
+        let before = strangers(&lab, &node.to_string());
+        let route = ["ip", "route", "add", "192.168.33.2/32", "via", &hop, "proto", "199"];
+        assert!(lab.exec("host1", &route).expect("ip").status.success());
+        lab::wait_for("192.168.33.1 refused by storage", SOON, || {
+            let now = strangers(&lab, &node.to_string());
+            if now <= before {
+                anyhow::bail!("{now}");
+            }
+            Ok(())
+        })
+        .expect("refused");
     } else {
         // Two servers write for this host by now; and what is on its way at the end comes late.
         writer.wait_writes(now(), 100, SOON).expect("the wrong server serves");
@@ -42,6 +58,11 @@ fn falls_to_the_local_server(fence: bool) {
         .expect("heal");
     writer.wait_writes(now(), 500, SOON).expect("writes go on");
     judge("a flushed route leads to the local server", fence, writer);
+}
+
+/// Segments from addresses that nobody has on the network they came by.
+fn strangers(lab: &Lab, node: &str) -> u64 {
+    table::<Client>(lab, node, pin::CLIENTS).get(&0, 0).expect("client 0").drops[drop::UNREGISTERED]
 }
 
 #[test]

@@ -50,6 +50,7 @@ fn a_move_goes_step_by_step() {
             "Route 2 storage",
             "Reset None",
             "Affirm 2 2",
+            "Persist 2 None",
             "Arrived 2 storage",
             "Affirm 2 2",
         ]
