@@ -111,7 +111,7 @@ fn a_crash_between_login_and_route_is_made_good() {
 /// The client's calls were acknowledged by the old server's kernel, say: it would wait for ever. Nobody has to be asked.
 #[test]
 fn a_crash_between_route_and_sockets_is_made_good() {
-    let record = Record { epoch: Epoch(2), scvm: Some(B), released: Some(Epoch(1)) };
+    let record = Record { epoch: Epoch(2), scvm: Some(B), released: Some(Epoch(1)), term: Term(1) };
     let world = World::new(record, Found::Ours(storage(B)));
     assert_eq!((world.routes(), world.resets()), (vec![], vec![None]));
     assert!(world.messages().contains(&ToMeta::Arrived { epoch: Epoch(2), path: storage(B) }));
@@ -125,7 +125,7 @@ fn a_crash_between_route_and_sockets_is_made_good() {
 /// Sockets of another source reach nobody by this path; the others are left alone.
 #[test]
 fn a_restart_ends_stray_sockets_only() {
-    let record = Record { epoch: Epoch(2), scvm: Some(B), released: None };
+    let record = Record { epoch: Epoch(2), scvm: Some(B), released: None, term: Term(1) };
     let mut world = World::new(record, Found::Ours(storage(B)));
     world.order(Order::At { scvm: B, epoch: Epoch(2) });
     world.run(SEC);
