@@ -64,12 +64,14 @@ struct Socket {
 }
 
 pub fn router(questions: mpsc::Sender<Question>, cluster: &Cluster) -> Router {
+    let keep_out = super::keep_out::router(questions.clone());
     let socket = Socket { questions, cluster: Arc::new(cluster.clone()) };
     Router::new()
         .route("/v1/status", get(status))
         .route("/v1/drain", get(drained).post(drain))
         .route("/v1/move/vouch", get(unproven).post(vouch))
         .with_state(socket)
+        .merge(keep_out)
 }
 
 fn gone() -> Response {

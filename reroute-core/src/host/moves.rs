@@ -333,7 +333,11 @@ impl Machine {
         if self.released.is_some_and(|released| released < epoch) {
             // The newer login says as much. On record it says that the arrival was not finished.
             self.released = None;
-            self.want_record(Record { epoch, scvm: Some(path.scvm), released: None, term: self.term }, now, fx);
+            self.want_record(
+                Record { epoch, scvm: Some(path.scvm), released: None, term: self.term },
+                now,
+                fx,
+            );
         }
         self.arrived = Some((epoch, path, now));
         fx.push(Effect::Meta(ToMeta::Arrived { epoch, path }));
