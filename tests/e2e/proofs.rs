@@ -35,10 +35,13 @@ fn domains(lab: &Lab, scvm: &[(u32, &str)]) {
     std::fs::rename(lab.root().join("domains.new"), lab.root().join("domains")).expect("list");
 }
 
-fn with_xl(lab: &Lab) {
-    domains(lab, &[(7, "-b----")]);
+/// A healthy lab whose host1 has a hypervisor to ask, and has seen the domain.
+fn with_xl(name: &str) -> Lab {
+    let lab = Lab::start(Options::named(name).section("host1", XL)).expect("the lab starts");
+    domains(&lab, &[(7, "-b----")]);
     let list = lab.root_inside().join("domains");
-    program(lab, "xl", &format!("[ \"$*\" = 'list -v' ] || exit 2\ncat {}", list.display()));
+    program(&lab, "xl", &format!("[ \"$*\" = 'list -v' ] || exit 2\ncat {}", list.display()));
+    lab.wait_healthy(HEALTHY).expect("the lab becomes healthy");
     // Known while it lives, or nothing can be said of it later.
     lab::wait_for("the domain known", SOON, || {
         let notes = std::fs::read_to_string(lab.root().join("host1/state/notes.json"))?;
@@ -46,6 +49,7 @@ fn with_xl(lab: &Lab) {
         Ok(())
     })
     .expect("known");
+    lab
 }
 
 /// Power off: all of its processes at once, and its links.
@@ -114,8 +118,7 @@ fn refused(lab: &Lab, node: &str, args: &[&str], word: &str) {
 
 #[test]
 fn the_hypervisor_proves_that_a_dead_scvm_is_dead() {
-    let lab = healthy(Options::named("domain").section("host1", XL));
-    with_xl(&lab);
+    let lab = with_xl("domain");
     let writer = lab.writer(1, 1, &["--outstanding", "4"]).expect("writer");
     writer.wait_writes(now(), 200, SOON).expect("writes");
     let died_at = now();

@@ -205,7 +205,7 @@ impl Machine {
             // The dead do not answer. A kernel that was started after this one may.
             let answers = heard.is_some_and(|at| at >= began || now.since(at) < self.settings.path_lost_ns);
             let contradicted = answers && (!successor || facts.map(|f| f.scvm_boot) == known.boot);
-            if answers && contradicted && heard.is_some_and(|at| at >= began) {
+            if contradicted && !successor && heard.is_some_and(|at| at >= began) {
                 let what = format!(
                     "the hypervisor says that domain {} is dead, but {local} answers pulses: is [host] hypervisor.domain the right one?",
                     hypervisor.name
@@ -219,7 +219,6 @@ impl Machine {
             }
             if let [only] = others[..]
                 && only.life == Life::Alive
-                && !contradicted
             {
                 self.know(only, None, hypervisor.node_boot);
                 hypervisor.suspended = false;
@@ -229,6 +228,7 @@ impl Machine {
         match (known, row) {
             // The one before is dead, this one lives: so much can be said of the former.
             (Some(mut known), Some(_)) => {
+                self.faults.remove("domain");
                 if hypervisor.former.is_some() {
                     self.tell_dead(asked, true, hypervisor.former, fx);
                 }

@@ -81,8 +81,8 @@ impl SessionMaster {
         let host = self.hosts.get_mut(&id).ok_or(Refusal::UnknownNode { node: NodeId::Host(id) })?;
         let current = host.epoch();
         let Some(entry) = host.awaited(scvm, epoch)? else { return Ok(()) };
-        // Of several the one is kept that takes least on trust.
-        if host.proof(&entry).is_some_and(|known| known <= proof) {
+        // Of several the one is kept that takes least on trust; what takes nothing cannot be bettered.
+        if host.proof(&entry).is_some_and(|known| known <= proof || known.does_not_cover().is_empty()) {
             return Ok(());
         }
         host.facts.proofs.insert((scvm, epoch), proof);

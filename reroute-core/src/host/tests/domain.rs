@@ -146,6 +146,20 @@ fn a_restarted_domain_proves_the_end_of_the_old_one_only() {
     assert_eq!(told(&world), [(Epoch(4), None)]);
 }
 
+/// The SCVM was restarted, and is there again before anybody asks: its new domain is known, and nothing is amiss.
+#[test]
+fn the_new_domain_is_known_once_the_old_one_is_gone() {
+    for boot in [7, 8] {
+        let mut world = knowing();
+        world.domains = Ok(vec![dom0(), domain(8, Life::Alive)]);
+        world.facts(A).scvm_boot = boot;
+        world.run(15 * SEC);
+        let known = world.machine.notes.domain.clone().expect("known");
+        assert_eq!((known.id, known.boot), (8, Some(boot)));
+        assert_eq!(world.faults(), Vec::<String>::new());
+    }
+}
+
 #[test]
 fn only_what_was_read_after_the_question_answers_it() {
     let mut world = knowing();
