@@ -146,3 +146,7 @@ impl Config {
         Ok(())
     }
 }
+
+#[cfg(test)]
+#[path = "check_tests.rs"]
+mod tests;

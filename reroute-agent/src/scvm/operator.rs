@@ -170,6 +170,7 @@ pub mod tests {
             in_progress: 0,
             orphans: 0,
             first_reply_epoch: 0,
+            wanted_at: 0,
             rx_packets: 0,
             rx_bytes: 0,
             tx_packets: 0,
