@@ -158,3 +158,7 @@ impl Config {
         Ok(())
     }
 }
+
+#[cfg(test)]
+#[path = "check_tests.rs"]
+mod tests;

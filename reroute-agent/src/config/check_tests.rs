@@ -1,0 +1,85 @@
+//! Clients: whose ids and addresses clash, by name.
+
+use crate::config::Config;
+use crate::meta::testing::Dir;
+use reroute_core::ids::{HostId, Network, ScvmId};
+
+const SCVM: &str = r#"
+[[cluster.scvms]]
+id = 1
+name = "s1"
+storage = "10.0.0.1"
+management = "10.1.0.1"
+server = { name = "nfsd", pidfile = "/run/nfsd.pid", policy = "storage" }
+"#;
+
+fn host(id: u32, storage: &str, more: &str) -> String {
+    format!(
+        "[[cluster.hosts]]\nid = {id}\nname = \"h{id}\"\nprivate = \"192.168.33.1\"\nstorage = \"{storage}\"\n\
+         management = \"10.1.0.1{id}\"\nlocal_scvm = 1\n{more}\n"
+    )
+}
+
+fn client(id: u32, addresses: &str) -> String {
+    format!("[[cluster.clients]]\nid = {id}\nname = \"c{id}\"\n{addresses}\n")
+}
+
+fn load(parts: &[String]) -> Result<Config, String> {
+    let dir = Dir::new("check");
+    let d = dir.path().display();
+    std::fs::write(dir.path().join("key"), "ab".repeat(32)).unwrap();
+    let text = format!(
+        "[cluster]\nid = \"c\"\nkey_file = \"{d}/key\"\nservice_address = \"192.168.33.2\"\nmeta = \
+         [\"127.0.0.1:7480\"]\n{}{SCVM}[host]\nid = 1\nstate_dir = \"{d}\"\nsocket = \"{d}/s\"\n\
+         interfaces = {{ private = \"lo\", storage = \"lo\", management = \"lo\" }}\n",
+        parts.concat()
+    );
+    let path = dir.path().join("agent.toml");
+    std::fs::write(&path, text).unwrap();
+    Config::load(&path).map_err(|e| format!("{e:#}"))
+}
+
+#[test]
+fn clients_are_hosts_without_an_agent_and_others() {
+    let config = load(&[
+        host(1, "10.0.0.11", ""),
+        host(2, "10.0.0.12", "agent = false"),
+        client(9, "storage = \"10.0.0.99\""),
+    ])
+    .unwrap();
+    let all = config.cluster.clients_at(ScvmId(1));
+    let seen: Vec<_> = all.iter().map(|c| (c.id, c.has_agent, c.addresses.len())).collect();
+    assert_eq!(seen, [(HostId(1), true, 3), (HostId(2), false, 3), (HostId(9), false, 1)]);
+    assert_eq!(all[2].addresses, [(Network::Storage, [10, 0, 0, 99].into())]);
+    let agents: Vec<bool> = config.cluster.host_infos().iter().map(|h| h.has_agent).collect();
+    assert_eq!(agents, [true, false, false]);
+    assert!(config.host().is_ok());
+}
+
+#[test]
+fn an_agent_does_not_run_where_there_is_none() {
+    let error = format!("{}", load(&[host(1, "10.0.0.11", "agent = false")]).unwrap().host().unwrap_err());
+    assert!(error.contains("agent = false") && error.contains("host 1 (h1)"), "{error}");
+}
+
+#[test]
+fn clashes_are_named_and_say_what_to_do() {
+    let one = || host(1, "10.0.0.11", "");
+    for (parts, words) in [
+        (vec![one(), host(2, "10.0.0.11", "")], ["10.0.0.11", "both h1 and h2", "correct"]),
+        (vec![one(), client(2, "storage = \"10.0.0.11\"")], ["10.0.0.11", "both h1 and c2", "correct"]),
+        (vec![one(), client(2, "management = \"10.1.0.1\"")], ["10.1.0.1", "both c2 and s1", "correct"]),
+        (
+            vec![one(), client(2, "storage = \"10.0.0.20\"\nmanagement = \"10.0.0.20\"")],
+            ["10.0.0.20", "both c2 and c2", "correct"],
+        ),
+        (vec![one(), client(1, "storage = \"10.0.0.20\"")], ["host 1", "both h1 and c1", "give one of them"]),
+        (vec![one(), client(0, "storage = \"10.0.0.20\"")], ["host 0", "c0", "start at 1"]),
+        (vec![one(), client(2, "")], ["cluster.clients", "c2", "storage, management, or both"]),
+        (vec![one(), client(2, "storage = \"192.168.33.1\"")], ["192.168.33.1", "c2", "private address"]),
+        (vec![one(), client(2, "storage = \"192.168.33.2\"")], ["192.168.33.2", "c2", "service address"]),
+    ] {
+        let error = load(&parts).unwrap_err();
+        assert!(words.iter().all(|w| error.contains(w)), "{words:?} in {error}");
+    }
+}
