@@ -119,6 +119,11 @@ fn a_restart_neither_forgets_a_block_nor_makes_it_longer() {
     w.restart(false);
     w.operator(remove(9)).unwrap_err();
     assert_eq!(remaining_s(&w), [2400]);
+    // Nor what had passed when the list was last written.
+    w.operator(block("x", HOUR_MS)).unwrap();
+    w.wall -= 24 * HOUR_MS;
+    w.restart(false);
+    assert_eq!(remaining_s(&w), [2400, 3600]);
 }
 
 /// While Meta runs, its own clock counts: whatever somebody does to the wall clock.

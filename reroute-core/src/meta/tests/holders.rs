@@ -211,7 +211,8 @@ fn epochs_of_the_past_and_the_future_are_refused_by_name() {
         |e| ToMeta::Move { from_epoch: e, to: A, planned: false, reason: String::new(), evidence: vec![] };
     let proof = FenceProof::Drained;
     let why = String::new;
-    let messages: Vec<(NodeId, Box<dyn Fn(Epoch) -> ToMeta>, &[u64])> = vec![
+    type Message = Box<dyn Fn(Epoch) -> ToMeta>;
+    let messages: Vec<(NodeId, Message, &[u64])> = vec![
         (host, Box::new(wish), &[1, 9]),
         (host, Box::new(move |epoch| ToMeta::Arrived { epoch, path }), &[1, 9]),
         // What was let go of long ago is no news, and no error.
