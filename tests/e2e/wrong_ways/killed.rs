@@ -19,8 +19,9 @@ fn faults_for(point: &str) -> &'static [&'static str] {
 
 fn lab(name: &str, storage_check: bool) -> Lab {
     let options = Options { storage_check, ..Options::named(name).server(ServerKind::Controllable) };
-    // Home again soon, and out again as often as there are steps.
-    healthy(options.timing("hold_down_ms", 300).timing("hold_down_max_ms", 600))
+    // Home again soon, and out again as often as there are steps; and no limit grows with the latency of those that hang.
+    let options = options.timing("hold_down_ms", 300).timing("hold_down_max_ms", 600);
+    healthy(options.timing("unanswered_ceiling_ms", 100))
 }
 
 /// One move away, with a death at `point`, and the way back.

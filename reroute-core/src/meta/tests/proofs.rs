@@ -102,19 +102,32 @@ fn the_hypervisor_is_asked_when_the_move_is_on_record_and_its_host_alone_may_ans
 
 #[test]
 fn of_a_planned_move_no_hypervisor_no_command_and_no_operator_is_asked() {
-    let mut w = at_a();
-    w.master = w.master.clone().with_fence_command(COMMAND);
-    w.scvms.get_mut(&A).expect("configured").waits = true;
-    w.ask(C, true);
-    w.calm_until("moving", |w| w.record().is_some_and(|r| r.moving_to().is_some()));
-    w.power(A);
-    for _ in 0..20 {
-        let effects = w.master.handle(Input::Tick, BootNs(w.now));
-        let asked = |e: &Effect| {
-            matches!(e, Effect::Push { order: Order::AskDomain { .. }, .. } | Effect::RunFenceCommand(_))
+    for planned in [true, false] {
+        let mut w = match planned {
+            false => b_is_dead(),
+            true => {
+                let mut w = at_a();
+                w.ask(B, false);
+                w.calm_until("at B", |w| w.stands_at() == Some(B));
+                w.calm_round();
+                w.scvms.get_mut(&B).expect("configured").waits = true;
+                w.ask(C, true);
+                w.calm_until("moving", |w| w.record().is_some_and(|r| r.moving_to() == Some(C)));
+                w
+            }
         };
-        assert!(!effects.iter().any(asked), "{effects:?}");
-        w.calm_round();
+        local_host(&mut w, B);
+        w.master.command = Some(COMMAND);
+        // Time passes, and nobody is heard.
+        let ticks = (1..20).flat_map(|i| w.master.handle(Input::Tick, BootNs(w.now + i * SEC)));
+        let effects: Vec<Effect> = ticks.collect();
+        let domain = |e: &Effect| matches!(e, Effect::Push { order: Order::AskDomain { .. }, .. });
+        let command = |e: &Effect| matches!(e, Effect::RunFenceCommand(_));
+        assert_eq!(!effects.iter().any(domain), planned, "{effects:?}");
+        assert_eq!(!effects.iter().any(command), planned, "{effects:?}");
+        let operator = |w: Waiting| w.proofs.iter().any(|p| p.contains("vouch"));
+        let waits = w.master.waits_for(X, BootNs(w.now + 20 * SEC));
+        assert_eq!(!waits.into_iter().any(operator), planned);
     }
 }
 
