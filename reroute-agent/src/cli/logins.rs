@@ -266,7 +266,7 @@ mod tests {
     fn login(ghost: bool, holder: Option<HolderView>) -> ClusterView {
         let state = LoginState::At { scvm: ScvmId(1), epoch: Epoch(4), proof: FenceProof::Drained };
         let login = Login { host: HostId(1), state, term: Term(2), reason: "first".into() };
-        let view = LoginView { login, age_ns: 7 * SEC, holder, ghost };
+        let view = LoginView { login, age_ns: 7 * SEC, does_not_cover: String::new(), holder, ghost };
         ClusterView { logins: vec![view], ..ClusterView::default() }
     }
 

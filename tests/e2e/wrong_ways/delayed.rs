@@ -32,9 +32,13 @@ fn late_calls_at_the_old_server(fence: bool) {
         set_kernel_mode(&lab, "scvm1", mode::BYPASS);
     }
     let before = host1(&lab, "scvm1");
-    lab.ask::<Vec<String>>(&lab::control::Request::Heal { name: Some("host-cut".into()) }).expect("heal");
-    lab.ask::<Vec<String>>(&lab::control::Request::Heal { name: Some("storage-tcp-held".into()) })
+    lab.ask::<Vec<String>>(&lab::control::Request::Heal { name: Some("host-cut".into()), target: None })
         .expect("heal");
+    lab.ask::<Vec<String>>(&lab::control::Request::Heal {
+        name: Some("storage-tcp-held".into()),
+        target: None,
+    })
+    .expect("heal");
     if fence {
         let count = |c: &Client| c.drops[drop::NOT_ADMITTED];
         wait_count(&lab, "scvm1", "late calls dropped", count, count(&before));
@@ -58,7 +62,8 @@ fn late_calls_after_the_return_find_their_connection_closed() {
     let lab = healthy(Options::named("return"));
     let writer = writer(&lab);
     away_with_calls_on_their_way(&lab, &writer);
-    lab.ask::<Vec<String>>(&lab::control::Request::Heal { name: Some("host-cut".into()) }).expect("heal");
+    lab.ask::<Vec<String>>(&lab::control::Request::Heal { name: Some("host-cut".into()), target: None })
+        .expect("heal");
     // Home again, by management or storage: new connections do not get through to storage yet.
     lab.wait_view("host1 at home", HEALTHY, |view| match login(view, 1) {
         Some((at, ..)) if at.0 == 1 => None,
@@ -85,8 +90,11 @@ fn late_calls_by_the_old_path(safeguard: bool) {
     if !safeguard {
         set_kernel_mode(&lab, "scvm1", mode::BYPASS);
     }
-    lab.ask::<Vec<String>>(&lab::control::Request::Heal { name: Some("storage-tcp-held".into()) })
-        .expect("heal");
+    lab.ask::<Vec<String>>(&lab::control::Request::Heal {
+        name: Some("storage-tcp-held".into()),
+        target: None,
+    })
+    .expect("heal");
     writer.wait_writes(now(), 1000, SOON).expect("writes go on");
     judge("calls 2 s late by the old path to the same server", safeguard, writer);
 }

@@ -54,8 +54,11 @@ fn falls_to_the_local_server(fence: bool) {
     })
     .expect("route");
     writer.wait_writes(now(), 1000, SOON).expect("writes where the login is");
-    lab.ask::<Vec<String>>(&lab::control::Request::Heal { name: Some("private-tcp-held".into()) })
-        .expect("heal");
+    lab.ask::<Vec<String>>(&lab::control::Request::Heal {
+        name: Some("private-tcp-held".into()),
+        target: None,
+    })
+    .expect("heal");
     writer.wait_writes(now(), 500, SOON).expect("writes go on");
     judge("a flushed route leads to the local server", fence, writer);
 }
