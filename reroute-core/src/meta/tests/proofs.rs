@@ -119,7 +119,7 @@ fn of_a_planned_move_no_hypervisor_no_command_and_no_operator_is_asked() {
         local_host(&mut w, B);
         w.master.command = Some(COMMAND);
         // Time passes, and nobody is heard.
-        let ticks = (1..20).flat_map(|i| w.master.handle(Input::Tick, BootNs(w.now + i * SEC)));
+        let ticks = (1..20).flat_map(|i| handle(&mut w.master, Input::Tick, BootNs(w.now + i * SEC)));
         let effects: Vec<Effect> = ticks.collect();
         let domain = |e: &Effect| matches!(e, Effect::Push { order: Order::AskDomain { .. }, .. });
         let command = |e: &Effect| matches!(e, Effect::RunFenceCommand(_));

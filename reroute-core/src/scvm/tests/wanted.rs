@@ -238,5 +238,5 @@ fn whom_a_new_session_does_not_name_is_shut_out_though_its_lease_still_runs() {
     assert_eq!(node.word(X), Word::new(1, rank::FENCED));
     let fenced = node.position(|e| matches!(e, Effect::Fence { host: X, .. }));
     assert!(fenced < node.position(|e| matches!(e, Effect::Renew { .. })));
-    assert_eq!(node.word(Y), Word::new(1, rank::ADMITTED), "a host that may affirm it itself is not");
+    assert_eq!(node.word(Y), Word::new(1, rank::FENCED), "nor does a host stay that does not affirm it");
 }

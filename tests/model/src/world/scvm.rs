@@ -54,6 +54,11 @@ pub struct Machine {
     pub epoch_file: BTreeMap<HostId, Epoch>,
     /// Admitted when the machine stood still: nobody vouches for these leases.
     pub doubtful: BTreeMap<HostId, Epoch>,
+    /// When it last stood still, it had a session lease until then by its own clock: longer by others'.
+    pub leftover: BootNs,
+    /// Admitted on such a lease, perhaps after it had been passed over as a target (`NeverServed` takes its clock on
+    /// trust). No route led there, so calls that get in are no less wrong for it.
+    pub passed_over: BTreeMap<HostId, Epoch>,
 }
 
 impl Machine {
@@ -70,6 +75,8 @@ impl Machine {
             bypass: false,
             epoch_file: BTreeMap::new(),
             doubtful: BTreeMap::new(),
+            leftover: BootNs(0),
+            passed_over: BTreeMap::new(),
         }
     }
 
@@ -286,6 +293,9 @@ impl World {
             }
             Effect::Admit { host, epoch } => {
                 let answer = node.kernel.raise(host, epoch, rank::ADMITTED);
+                if now < node.leftover {
+                    node.passed_over.insert(host, epoch);
+                }
                 if answer.word.is_admitted() {
                     self.oracle.admitted(host, id, Epoch(answer.word.epoch()));
                 }
@@ -456,6 +466,7 @@ impl World {
             .map(|(h, word)| (h, Epoch(word.epoch())))
             .collect();
         node.doubtful.extend(admitted);
+        node.leftover = node.kernel.session_deadline;
     }
 
     pub(super) fn thaw(&mut self, id: ScvmId) {
@@ -480,6 +491,8 @@ impl World {
         node.server.end();
         node.kernel = Kernel::new(&settings, boot);
         node.doubtful.clear();
+        node.leftover = BootNs(0);
+        node.passed_over.clear();
         self.flight.retain(
             |p| !matches!(p, Pending::Execute { scvm, .. } | Pending::Reap { scvm, .. } if *scvm == id),
         );
@@ -496,6 +509,12 @@ impl World {
         self.start_agent(id);
     }
 
+    /// Its word may be open although the login went on without it: until the lease is over that it stood still with.
+    fn is_passed_over(&self, id: ScvmId, host: HostId, epoch: Epoch) -> bool {
+        let node = self.scvm(id);
+        node.passed_over.get(&host) == Some(&epoch) && node.kernel.session_deadline <= node.leftover
+    }
+
     /// Nobody else may be letting a host in that this kernel lets in.
     pub(super) fn check_admission(&mut self, id: ScvmId) {
         let now = self.local(Node::Scvm(id));
@@ -508,7 +527,7 @@ impl World {
             .map(|h| (*h, Epoch(node.kernel.word(*h).epoch())))
             .collect();
         for (host, epoch) in open {
-            if self.is_doubtful(id, host, epoch) {
+            if self.is_doubtful(id, host, epoch) || self.is_passed_over(id, host, epoch) {
                 continue;
             }
             for other in self.settings.scvm_ids().filter(|s| *s != id) {
@@ -518,6 +537,7 @@ impl World {
                 if node.on
                     && node.kernel.admits(host, at)
                     && !self.is_doubtful(other, host, word)
+                    && !self.is_passed_over(other, host, word)
                     && !node.frozen
                 {
                     let what = format!("{id} at {epoch} and {other} at {word} both admit {host}");
