@@ -42,15 +42,17 @@ impl axum::extract::connect_info::Connected<axum::serve::IncomingStream<'_, toki
 impl Peer {
     /// For the record: the user behind the socket, and whom they say they act for.
     pub fn actor(&self, said: Option<&str>) -> String {
-        let user = match self.uid {
-            Some(uid) => user_name(uid).unwrap_or_else(|| format!("uid {uid}")),
-            None => "somebody on this node".into(),
+        let name = self.uid.and_then(user_name);
+        let user = match (self.uid, &name) {
+            (Some(uid), Some(name)) => format!("{name}, uid {uid}"),
+            (Some(uid), None) => format!("uid {uid}"),
+            (None, _) => "somebody on this node".into(),
         };
-        let said: String =
-            said.unwrap_or_default().trim().chars().filter(|c| !c.is_control()).take(80).collect();
-        match Some(said).filter(|s| !s.is_empty() && *s != user) {
-            Some(said) => format!("{said} ({user})"),
-            None => user,
+        let said = said.unwrap_or_default().trim();
+        let said: String = said.chars().filter(|c| !c.is_control()).take(80).collect();
+        match said.is_empty() || Some(&said) == name.as_ref() {
+            true => user,
+            false => format!("{said} ({user})"),
         }
     }
 }
