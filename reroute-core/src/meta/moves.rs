@@ -326,9 +326,11 @@ impl SessionMaster {
         // a move that takes longer than this keeps its proofs on record: who gave one may be gone after a restart.
         if host.storing.is_none()
             && now >= host.store_again
-            && let Some(record) = host.with_proofs()
+            && let Some(mut record) = host.with_proofs()
             && (host.uncertain || host.record() != Some(&record))
         {
+            // A former leader's, perhaps: the store takes none of an earlier term.
+            record.login.term = term;
             host.store(id, record, false, out);
         }
     }

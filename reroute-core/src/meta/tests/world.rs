@@ -228,6 +228,11 @@ impl World {
             }
             Effect::Store { host, expected, record } => {
                 assert!(self.pending.is_none(), "one store at a time per host");
+                assert_eq!(
+                    record.login.term,
+                    self.master.term(),
+                    "the store takes no record of an earlier term"
+                );
                 self.pending = Some((host, expected, record));
             }
             Effect::ConfirmLease => {
