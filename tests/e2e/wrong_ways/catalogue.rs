@@ -41,7 +41,7 @@ impl Link {
 
     /// Whether anything comes through: to scvm1, and from it. The first ones may wait for a link address.
     fn open(&self) -> (bool, bool) {
-        let some = |to_scvm| self.pass(to_scvm, 3, Duration::from_millis(300)) > 0;
+        let some = |to_scvm| self.pass(to_scvm, 3, Duration::from_millis(100)) > 0;
         (some(true), some(false))
     }
 }

@@ -19,8 +19,9 @@ fn faults_for(point: &str) -> &'static [&'static str] {
 
 fn lab(name: &str, storage_check: bool) -> Lab {
     let options = Options { storage_check, ..Options::named(name).server(ServerKind::Controllable) };
-    // Home again soon, and out again as often as there are steps.
-    healthy(options.timing("hold_down_ms", 300).timing("hold_down_max_ms", 600))
+    // Home again soon, and out again as often as there are steps; and no limit grows with the latency of those that hang.
+    let options = options.timing("hold_down_ms", 300).timing("hold_down_max_ms", 600);
+    healthy(options.timing("unanswered_ceiling_ms", 100))
 }
 
 /// One move away, with a death at `point`, and the way back.
@@ -29,10 +30,15 @@ fn dies_at(lab: &Lab, writer: &Writer, process: &str, point: &str, away: &mut u6
         // Calls of former moves whose end nobody saw are forgotten with the process that had them.
         lab.stop_process("scvm1/server", SOON).expect("stop");
         lab.start_process("scvm1/server").expect("start");
+        lab.wait_healthy(HEALTHY).expect("home again, before the next move counts");
     }
     lab.stop_process(process, SOON).expect("stop");
     lab.start_process_with(process, &[(fault_point::VARIABLE, point)]).expect("start");
-    lab.wait_healthy(HEALTHY).expect(point);
+    lab.wait_healthy(HEALTHY).unwrap_or_else(|error| {
+        let all = lab.journal().expect("journal");
+        let last = &all[all.len().saturating_sub(60)..];
+        panic!("{point}: {error:#}\n{}", story(last, reroute_core::ids::BootNs(0)))
+    });
     let began = now();
     for fault in faults_for(point) {
         lab.fault(fault, Some("scvm1")).expect(fault);
