@@ -119,7 +119,10 @@ fn of_a_planned_move_no_hypervisor_no_command_and_no_operator_is_asked() {
         local_host(&mut w, B);
         w.master.command = Some(COMMAND);
         // Time passes, and nobody is heard.
-        let ticks = (1..20).flat_map(|i| handle(&mut w.master, Input::Tick, BootNs(w.now + i * SEC)));
+        // The second tick of each finds the lease confirmed anew, and orders are due again.
+        let times = (1..20).flat_map(|i| [w.now + i * SEC, w.now + i * SEC + 250 * MS]);
+        let ticks = times.collect::<Vec<u64>>().into_iter();
+        let ticks = ticks.flat_map(|at| handle(&mut w.master, Input::Tick, BootNs(at)));
         let effects: Vec<Effect> = ticks.collect();
         let domain = |e: &Effect| matches!(e, Effect::Push { order: Order::AskDomain { .. }, .. });
         let command = |e: &Effect| matches!(e, Effect::RunFenceCommand(_));
