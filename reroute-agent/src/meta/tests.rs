@@ -165,6 +165,20 @@ async fn stands(host: &mut Agent, want: (ScvmId, u64)) {
     host.order("At", |o| (*o == want).then_some(())).await
 }
 
+/// Waits until these are in Meta's journal: it is written a little later than acted upon.
+async fn recorded(dir: &Dir, events: &[&str]) {
+    let path = dir.path().join("meta/journal.jsonl");
+    let mut journal = String::new();
+    let all = async {
+        while !events.iter().all(|event| journal.contains(event)) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            journal = std::fs::read_to_string(&path).unwrap();
+        }
+    };
+    let found = timeout(PATIENCE, all).await;
+    assert!(found.is_ok(), "{events:?} are not all in the journal: {journal}");
+}
+
 #[tokio::test]
 async fn first_login_move_and_restart() {
     let dir = Dir::new("meta");
@@ -203,10 +217,7 @@ async fn first_login_move_and_restart() {
     );
     let before = status(&config).await;
     assert_eq!(before["view"]["logins"][0]["state"]["epoch"], 2, "{before}");
-    let journal = std::fs::read_to_string(dir.path().join("meta/journal.jsonl")).unwrap();
-    for event in ["move_recorded", "revoke_sent", "fence_proven", "login_stored"] {
-        assert!(journal.contains(event), "{event} is not in the journal: {journal}");
-    }
+    recorded(&dir, &["move_recorded", "revoke_sent", "fence_proven", "login_stored"]).await;
 
     meta.stop().await;
     host.event("Down", |e| matches!(e, LinkEvent::Down { .. }).then_some(())).await;
