@@ -10,6 +10,8 @@ pub const SAFE: &str = "one server, and no late call";
 pub const TWO_MOVES: &str = "two moves";
 pub const RETURN: &str = "a return";
 pub const LEADER_LOST: &str = "a leader lost in mid-move, and the next one ends the move";
+pub const WENT_ON: &str = "held back when the lease was over, and served again at the same epoch";
+pub const CAME_BACK: &str = "evicted, and logged in again";
 
 pub struct Search {
     pub stories: Vec<Story>,
@@ -64,6 +66,8 @@ impl Model for Search {
                 w.oracle.stood.len() >= 3 && w.oracle.stood.first() == w.oracle.stood.get(2)
             }),
             Property::sometimes(LEADER_LOST, |_, w: &World| w.oracle.survived),
+            Property::sometimes(CAME_BACK, |_, w: &World| w.oracle.came_back),
+            Property::sometimes(WENT_ON, |_, w: &World| w.oracle.went_on),
         ]
     }
 }
@@ -75,6 +79,7 @@ impl World {
             Trouble::Drop | Trouble::Twice(_) => head.is_some_and(|t| t.is_message() && !t.is_disk()),
             Trouble::Delay(_) => head.is_some_and(Thing::is_message),
             Trouble::CrashHost(_) => self.host.agent.is_some(),
+            Trouble::Reboot(id, _) => !self.scvm(id).clock.stands(),
             Trouble::CrashAgent(id, _) => self.scvm(id).agent.is_some(),
             Trouble::CrashMeta(_) => self.newest_leader().is_some(),
             Trouble::SecondLeader => self.metas[1].leader.is_none() && self.newest_leader() == Some(0),
@@ -84,10 +89,11 @@ impl World {
             Trouble::Freeze(node, _) => !self.clock(node).stands(),
             Trouble::Cut(a, b, _) => self.carries(a, b),
             Trouble::LoseSight(id) => self.scvm(id).server.calls.iter().any(|c| c.seen),
+            Trouble::NextHop(id) => self.host.route.is_none_or(|path| path.scvm != id),
         }
     }
 
-    fn newest_leader(&self) -> Option<usize> {
+    pub fn newest_leader(&self) -> Option<usize> {
         let term = |i: &usize| self.metas[*i].leader.as_ref().map(|l| l.master.term());
         (0..self.metas.len()).filter(|i| term(i).is_some()).max_by_key(term)
     }
@@ -112,6 +118,7 @@ impl World {
             }
             Trouble::CrashHost(down) => self.crash_host(down),
             Trouble::CrashAgent(id, down) => self.crash_agent(id, down),
+            Trouble::Reboot(id, down) => self.reboot(id, down),
             Trouble::CrashMeta(down) => {
                 if let Some(i) = self.newest_leader() {
                     self.crash_meta(i, down);
@@ -131,7 +138,7 @@ impl World {
                 host.thaws_at = Some(round + rounds);
             }
             Trouble::Freeze(Node::Scvm(id), rounds) => {
-                let last = self.local(Node::Scvm(id)).plus(self.story.session_ns);
+                let last = self.local(Node::Scvm(id)).plus(self.story.lease_ns());
                 let s = self.scvm_mut(id);
                 s.stunned = Some(last);
                 s.clock.stop(now);
@@ -151,6 +158,7 @@ impl World {
                 let s = self.scvm_mut(id);
                 s.kernel.lose_sight(&mut s.server);
             }
+            Trouble::NextHop(id) => self.next_hop(id),
         }
     }
 

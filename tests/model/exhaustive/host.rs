@@ -4,9 +4,10 @@ use super::kernel::{Call, Pulse};
 use super::nodes::*;
 use super::story::*;
 use super::world::World;
-use reroute_core::host::{Effect, Found, Input, Machine, PulseFlag, Record};
+use reroute_core::host::{Effect, Found, Input, Machine, Pin, PulseFlag, Record};
 use reroute_core::ids::*;
 use reroute_core::proto::*;
+use reroute_core::scvm::{self, Signal, SignalKind};
 use std::collections::{BTreeSet, VecDeque};
 
 /// An agent waits so many rounds for an answer of Meta's.
@@ -221,14 +222,51 @@ impl World {
         let id = path.scvm;
         let now = self.local(Node::Scvm(id));
         let s = self.scvm(id);
-        let gets_in = s.kernel.admits(now) && s.server.alive && !s.clock.stands();
-        if !gets_in || !self.carries(Node::Host, Node::Scvm(id)) {
+        if !s.server.alive || s.clock.stands() || !self.carries(Node::Host, Node::Scvm(id)) {
             return;
+        }
+        if !s.kernel.admits(now) {
+            return self.held_back(id, now);
         }
         let s = self.scvm_mut(id);
         let epoch = Epoch(s.kernel.word().epoch());
         s.server.calls.push(Call { epoch, since: now, seen: true });
         self.host.edit().waits_for = Some(id);
+    }
+
+    /// TCP tries again. Of a client without an agent, the SCVM's agent is told.
+    fn held_back(&mut self, id: ScvmId, now: BootNs) {
+        if self.story.has_agent {
+            return;
+        }
+        let word = self.scvm(id).kernel.word();
+        if word.is_admitted() {
+            self.oracle.edit().stands_still = Some((id, Epoch(word.epoch())));
+        }
+        let (kind, host) = (SignalKind::LoginWanted, Some(X));
+        let signal = Signal { kind, at: now, host, waiting: 0, age_ns: 0, limit_ns: 0 };
+        self.feed_scvm(id, scvm::Input::Signal(signal));
+    }
+
+    pub fn pin(&mut self, scvm: ScvmId) {
+        let pin = Pin { scvm, network: None, until: None, actor: "somebody".into() };
+        self.feed_host(Input::Pin(Some(pin)));
+    }
+
+    /// What the client waits for at the former one, it asks for again at the new one.
+    pub fn next_hop(&mut self, scvm: ScvmId) {
+        let path = Path { scvm, network: Network::Storage };
+        if self.host.route != Some(path) {
+            let host = self.host.edit();
+            host.route = Some(path);
+            host.waits_for = None;
+        }
+    }
+
+    pub fn connections_end(&mut self, id: ScvmId) {
+        if self.host.waits_for == Some(id) {
+            self.host.edit().waits_for = None;
+        }
     }
 
     /// A server carries out what it has.

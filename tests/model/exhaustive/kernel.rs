@@ -23,9 +23,12 @@ pub struct Call {
 #[derive(Clone, Debug, Hash)]
 pub struct Kernel {
     boot: u64,
+    /// Of the client.
+    has_agent: bool,
     word: u64,
     pub mode: Option<Mode>,
-    pub session_deadline: BootNs,
+    session_deadline: BootNs,
+    session_deadline_no_agent: BootNs,
     affirm_deadline: BootNs,
     released_at: BootNs,
     orphans: u32,
@@ -63,12 +66,14 @@ pub struct Pulse {
 }
 
 impl Kernel {
-    pub fn new(boot: u64) -> Kernel {
+    pub fn new(boot: u64, has_agent: bool) -> Kernel {
         Kernel {
             boot,
+            has_agent,
             word: 0,
             mode: None,
             session_deadline: BootNs(0),
+            session_deadline_no_agent: BootNs(0),
             affirm_deadline: BootNs(0),
             released_at: BootNs(0),
             orphans: 0,
@@ -79,12 +84,25 @@ impl Kernel {
         }
     }
 
+    pub fn boot(&self) -> u64 {
+        self.boot
+    }
+
     pub fn word(&self) -> Word {
         Word(self.word)
     }
 
     pub fn lease_end(&self) -> BootNs {
-        self.session_deadline.max(self.affirm_deadline)
+        if self.has_agent {
+            self.session_deadline.max(self.affirm_deadline)
+        } else {
+            self.session_deadline_no_agent
+        }
+    }
+
+    pub fn renew(&mut self, deadline: BootNs, deadline_no_agent: BootNs) {
+        self.session_deadline = self.session_deadline.max(deadline);
+        self.session_deadline_no_agent = self.session_deadline_no_agent.max(deadline_no_agent);
     }
 
     /// Whether a call would be let in.
@@ -195,14 +213,14 @@ impl Kernel {
             silent: self.silent(server, story, now),
             stalled_flows: 0,
             session_deadline: self.session_deadline,
-            session_deadline_no_agent: self.session_deadline,
+            session_deadline_no_agent: self.session_deadline_no_agent,
         }
     }
 
     pub fn client_facts(&self, host: HostId) -> ClientFacts {
         ClientFacts {
             host,
-            has_agent: true,
+            has_agent: self.has_agent,
             word: self.word(),
             affirm_deadline: self.affirm_deadline,
             blocked_until: BootNs(0),

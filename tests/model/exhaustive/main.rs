@@ -14,7 +14,7 @@ mod stories;
 mod story;
 mod world;
 
-use adversary::{LEADER_LOST, RETURN, TWO_MOVES};
+use adversary::{CAME_BACK, LEADER_LOST, RETURN, TWO_MOVES, WENT_ON};
 use check::{needs, verify};
 use reroute_core::ids::FencePolicy::{Kill, Storage, Wait};
 use story::Safeguard;
@@ -38,6 +38,14 @@ fn a_server_cut_off() {
 }
 
 #[test]
+fn what_operators_ask_for() {
+    let found = verify("operators", vec![stories::operators()]);
+    for name in [TWO_MOVES, RETURN, CAME_BACK] {
+        assert!(found.seen.contains(&name), "never seen: {name}");
+    }
+}
+
+#[test]
 fn clocks_that_drift() {
     verify("drifting clocks", stories::drifting());
 }
@@ -55,6 +63,25 @@ fn two_troubles_in_one_move() {
 #[test]
 fn two_troubles_when_a_server_is_cut_off() {
     verify("cut off", vec![stories::cut_off_twice()]);
+}
+
+#[test]
+fn without_an_agent_there_and_back() {
+    let found = verify("without an agent", vec![stories::next_hop_there_and_back()]);
+    for name in [TWO_MOVES, RETURN, LEADER_LOST, CAME_BACK] {
+        assert!(found.seen.contains(&name), "never seen: {name}");
+    }
+}
+
+#[test]
+fn without_an_agent_cut_off() {
+    verify("without an agent", vec![stories::next_hop_cut_off(), stories::next_hop_cut_off_twice()]);
+}
+
+#[test]
+fn without_an_agent_and_meta_is_away() {
+    let found = verify("without an agent", vec![stories::meta_away()]);
+    assert!(found.seen.contains(&WENT_ON), "never seen: {WENT_ON}");
 }
 
 #[test]
@@ -85,4 +112,14 @@ fn without_the_persisted_release() {
 #[test]
 fn without_the_leaders_lease() {
     needs(Safeguard::LeaderLease, stories::a_leader_of_its_own());
+}
+
+#[test]
+fn without_the_fence_of_whom_a_session_does_not_name() {
+    needs(Safeguard::FenceOfUnnamed, stories::a_new_session());
+}
+
+#[test]
+fn without_waiting_for_the_longer_lease() {
+    needs(Safeguard::LongerLease, stories::a_longer_lease());
 }

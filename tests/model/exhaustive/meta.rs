@@ -3,8 +3,9 @@
 use super::nodes::*;
 use super::story::*;
 use super::world::World;
+use reroute_core::block::Ask;
 use reroute_core::ids::*;
-use reroute_core::meta::{Effect, Input, Record, RequestId, SessionMaster, Versioned};
+use reroute_core::meta::{Effect, Input, Record, RequestId, SessionMaster, Ticket, Versioned};
 use reroute_core::proto::*;
 
 impl World {
@@ -40,6 +41,12 @@ impl World {
         meta.leader = None;
         meta.back_at = Some(back_at);
         self.break_streams();
+    }
+
+    pub fn evict(&mut self) {
+        let Some(i) = self.newest_leader() else { return };
+        let ask = Ask::Evict { client: X.0.to_string(), reason: "a test".into(), actor: "somebody".into() };
+        self.feed_meta(i, Input::Ask { ticket: Ticket(1), ask, wall: WallMs(0) });
     }
 
     pub fn tick_meta(&mut self, i: usize) {

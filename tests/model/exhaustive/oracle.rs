@@ -20,6 +20,13 @@ pub struct Oracle {
     lost_in_move: Option<Term>,
     /// A later one brought it to its end.
     pub survived: bool,
+    evicted: bool,
+    /// An evicted client has a login again.
+    pub came_back: bool,
+    /// A client whose server was not renewed is held back there.
+    pub stands_still: Option<(ScvmId, Epoch)>,
+    /// And was served there again, at the same epoch.
+    pub went_on: bool,
 }
 
 impl Oracle {
@@ -38,7 +45,9 @@ impl Oracle {
     }
 
     pub fn recorded(&mut self, term: Term, state: &LoginState) {
+        self.evicted |= matches!(state, LoginState::Evicted { .. });
         if let LoginState::At { scvm, .. } = state {
+            self.came_back |= self.evicted;
             if self.stood.last() != Some(scvm) {
                 self.stood.push(*scvm);
             }
@@ -68,6 +77,7 @@ impl Oracle {
     pub fn replied(&mut self, scvm: ScvmId, epoch: Epoch) {
         let known = self.replied.entry(scvm).or_default();
         *known = epoch.max(*known);
+        self.went_on |= self.stands_still == Some((scvm, epoch));
     }
 }
 

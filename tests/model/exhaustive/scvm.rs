@@ -1,6 +1,7 @@
 //! An SCVM: its agent, and what the agent does to kernel and server.
 
 use super::host::PATIENCE;
+use super::kernel::Kernel;
 use super::nodes::*;
 use super::story::*;
 use super::world::World;
@@ -35,6 +36,21 @@ impl World {
         s.agent = None;
         s.back_at = Some(back_at);
         self.break_streams();
+    }
+
+    /// What the kernel knew and what the server had accepted is gone with it.
+    pub fn reboot(&mut self, id: ScvmId, down: u32) {
+        self.crash_agent(id, down);
+        let at = self.round + down;
+        let has_agent = self.story.has_agent;
+        let s = self.scvm_mut(id);
+        s.kernel = Kernel::new(s.kernel.boot() + 1, has_agent);
+        s.server.alive = false;
+        s.server.hung = false;
+        s.server.calls.clear();
+        s.server_back_at = Some(at);
+        s.stunned = None;
+        self.connections_end(id);
     }
 
     pub fn start_server(&mut self, id: ScvmId) {
@@ -81,7 +97,7 @@ impl World {
     fn scvm_does(&mut self, id: ScvmId, effect: Effect, now: BootNs) -> Option<Input> {
         let round = self.round;
         let counts_from_sending = self.story.has(Safeguard::SendStampCounting);
-        let session_ns = self.story.session_ns;
+        let (session_ns, session_no_agent_ns) = (self.story.session_ns, self.story.session_no_agent_ns);
         let s = self.scvm_mut(id);
         Some(match effect {
             Effect::Send { tag, msg } => {
@@ -98,9 +114,12 @@ impl World {
                 }
                 return None;
             }
-            Effect::Renew { deadline, .. } => {
-                let until = if counts_from_sending { deadline } else { now.plus(session_ns) };
-                s.kernel.session_deadline = s.kernel.session_deadline.max(until);
+            Effect::Renew { deadline, deadline_no_agent } if counts_from_sending => {
+                s.kernel.renew(deadline, deadline_no_agent);
+                Input::Renewed(Ok(()))
+            }
+            Effect::Renew { .. } => {
+                s.kernel.renew(now.plus(session_ns), now.plus(session_no_agent_ns));
                 Input::Renewed(Ok(()))
             }
             Effect::PublishEpochs { .. } => Input::EpochsPublished(Ok(())),
@@ -117,6 +136,10 @@ impl World {
             }
             Effect::PurgeSockets { host, epoch, purpose } => {
                 s.kernel.lose_sight(&mut s.server);
+                // A host with an agent closes its own.
+                if !self.story.has_agent {
+                    self.connections_end(id);
+                }
                 Input::Purged { host, epoch, purpose, purge: Ok(Purge { destroyed: 1, left: 0 }) }
             }
             Effect::ProbeNull => {
@@ -144,9 +167,7 @@ impl World {
                     s.server.hung = false;
                     s.server.calls.clear();
                     s.server_back_at = Some(round + RESTART);
-                    if self.host.waits_for == Some(id) {
-                        self.host.edit().waits_for = None;
-                    }
+                    self.connections_end(id);
                 }
                 Input::ServerExited { pid: incarnation.0 as u32, incarnation }
             }
@@ -181,7 +202,20 @@ impl World {
         let Some(at) = agent.asked.iter().position(|(s, ..)| s.0 == seq) else { return };
         let Some(agent) = &mut self.scvm_mut(id).agent else { return };
         let (_, _, tag) = agent.asked.remove(at);
+        let reply = self.with_whom_it_serves(id, reply);
         self.feed_scvm(id, Input::Reply { tag, reply: Ok(reply) });
+    }
+
+    /// Without the fence of whom a new session does not name, it names whoever is admitted.
+    fn with_whom_it_serves(&self, id: ScvmId, mut reply: MetaReply) -> MetaReply {
+        let word = self.scvm(id).kernel.word();
+        if let MetaReply::Session { logins, .. } = &mut reply
+            && !self.story.has(Safeguard::FenceOfUnnamed)
+            && word.is_admitted()
+        {
+            *logins = vec![(X, Epoch(word.epoch()))];
+        }
+        reply
     }
 
     pub fn scvm_order(&mut self, id: ScvmId, incarnation: Incarnation, term: Term, seq: u64, order: Order) {

@@ -23,6 +23,7 @@ fn all(servers: u32) -> Vec<Trouble> {
         let at = Node::Scvm(id);
         nodes.push(at);
         all.extend([1, 6].map(|down| Trouble::CrashAgent(id, down)));
+        all.extend([2, 14].map(|down| Trouble::Reboot(id, down)));
         all.push(Trouble::LoseSight(id));
         all.extend([HOST, META].map(|from| Trouble::Cut(from, at, 12)));
     }
@@ -52,6 +53,16 @@ pub fn cut_off() -> Story {
         (22, Heal(AT_A, META)),
         (26, Resume(A)),
     ];
+    story.rounds = 34;
+    story.budget = 1;
+    story.troubles = all(2);
+    story
+}
+
+/// Operators: a planned move, one back, an eviction, after which the host logs in again.
+pub fn operators() -> Story {
+    let mut story = Story::new("operators", &[Wait, Kill]);
+    story.happens = vec![(1, Pin(B)), (10, Pin(A)), (20, Evict)];
     story.rounds = 34;
     story.budget = 1;
     story.troubles = all(2);
@@ -141,6 +152,88 @@ pub fn cut_off_twice() -> Story {
     story
 }
 
+// --- a client without an agent: where it calls is where it is to be served ---
+
+fn without_agent(name: &str) -> Story {
+    let mut story = Story::new(name, &[Storage, Kill]);
+    story.has_agent = false;
+    story.budget = 1;
+    let of_host = |t: &Trouble| matches!(t, Trouble::CrashHost(_) | Trouble::Freeze(HOST, _));
+    story.troubles =
+        all(2).into_iter().filter(|t| !of_host(t) && *t != Trouble::Cut(HOST, META, 12)).collect();
+    story.troubles.extend([A, B].map(Trouble::NextHop));
+    story
+}
+
+/// To B, back to A, and away again: somebody changes its next hop when a server hangs.
+pub fn next_hop_there_and_back() -> Story {
+    let mut story = without_agent("without an agent: there and back");
+    story.happens = vec![
+        (1, Hang(A)),
+        (3, NextHop(B)),
+        (9, Resume(A)),
+        (12, Hang(B)),
+        (14, NextHop(A)),
+        (22, Hang(A)),
+        (24, NextHop(B)),
+        (30, Resume(A)),
+        (32, Evict),
+    ];
+    story.rounds = 38;
+    story
+}
+
+/// A hangs with a call in progress, is cut off, and comes back after its leases.
+pub fn next_hop_cut_off() -> Story {
+    let mut story = without_agent("without an agent: cut off");
+    story.happens = vec![
+        (1, Hang(A)),
+        (3, Cut(AT_A, HOST)),
+        (3, Cut(AT_A, META)),
+        (5, NextHop(B)),
+        (32, Heal(AT_A, HOST)),
+        (32, Heal(AT_A, META)),
+        (35, Resume(A)),
+    ];
+    story.rounds = 42;
+    story
+}
+
+/// The same, and two troubles anywhere from there to the end of its leases.
+pub fn next_hop_cut_off_twice() -> Story {
+    let mut story = next_hop_cut_off();
+    story.name = "without an agent: cut off, two troubles".into();
+    story.window = 2..24;
+    story.budget = 2;
+    story.troubles = vec![
+        Trouble::Drop,
+        Trouble::Delay(9),
+        Trouble::CrashMeta(1),
+        Trouble::SecondLeader,
+        Trouble::Reboot(B, 2),
+        Trouble::Freeze(AT_A, 22),
+        Trouble::NextHop(A),
+        Trouble::NextHop(B),
+    ];
+    story
+}
+
+/// Nobody renews anything for longer than its lease, and its next hop goes to and fro.
+pub fn meta_away() -> Story {
+    let mut story = without_agent("without an agent: Meta is away");
+    story.happens = vec![
+        (2, Cut(META, AT_A)),
+        (2, Cut(META, Node::Scvm(B))),
+        (8, NextHop(B)),
+        (12, NextHop(A)),
+        (26, Heal(META, AT_A)),
+        (26, Heal(META, Node::Scvm(B))),
+        (34, NextHop(B)),
+    ];
+    story.rounds = 42;
+    story
+}
+
 // --- one per safeguard: what shows that it is needed ---
 
 /// Nobody meddles: a hung server wakes up after the move.
@@ -195,6 +288,21 @@ pub fn a_forgotten_release() -> Story {
     story.window = 3..7;
     story.budget = 1;
     story.troubles = vec![Trouble::CrashHost(1), Trouble::CrashHost(2), Trouble::CrashHost(4)];
+    story
+}
+
+/// Nobody meddles: a client without an agent is moved while the lease of the server it left still runs there.
+pub fn a_longer_lease() -> Story {
+    let mut story = next_hop_cut_off();
+    story.budget = 0;
+    story
+}
+
+/// Nobody meddles: a server that was passed over meets Meta again.
+pub fn a_new_session() -> Story {
+    let mut story = next_hop_cut_off();
+    story.name = "a new session".into();
+    story.budget = 0;
     story
 }
 

@@ -25,6 +25,10 @@ pub enum Safeguard {
     PersistedRelease,
     /// Off: a leader believes for ever that the store confirms it.
     LeaderLease,
+    /// Off: an SCVM takes it that a new session names whom it served before.
+    FenceOfUnnamed,
+    /// Off: Meta waits for a client without an agent no longer than for a host with one.
+    LongerLease,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -42,6 +46,12 @@ pub enum Happens {
     Resume(ScvmId),
     Cut(Node, Node),
     Heal(Node, Node),
+    /// An operator wants the host to be there: a planned move.
+    Pin(ScvmId),
+    /// An operator ends the login.
+    Evict,
+    /// Somebody changes the next hop of a client without an agent.
+    NextHop(ScvmId),
     /// Another leader begins while the first one may still run.
     SecondLeader,
 }
@@ -57,6 +67,8 @@ pub enum Trouble {
     /// The host's agent dies, and starts again so much later.
     CrashHost(u32),
     CrashAgent(ScvmId, u32),
+    /// An SCVM is down for so long, with all that was in it, and boots.
+    Reboot(ScvmId, u32),
     /// The newest leader dies; another one begins so much later.
     CrashMeta(u32),
     SecondLeader,
@@ -65,6 +77,8 @@ pub enum Trouble {
     Cut(Node, Node, u32),
     /// The kernel of a server loses sight of the calls in progress there.
     LoseSight(ScvmId),
+    /// The next hop of a client without an agent changes.
+    NextHop(ScvmId),
 }
 
 #[derive(Clone, Debug)]
@@ -82,9 +96,12 @@ pub struct Story {
     /// How often he may.
     pub budget: u8,
     pub off: Option<Safeguard>,
+    /// The client is a host with an agent of ours.
+    pub has_agent: bool,
     pub silent_ns: u64,
     pub affirm_ns: u64,
     pub session_ns: u64,
+    pub session_no_agent_ns: u64,
 }
 
 impl Story {
@@ -99,9 +116,11 @@ impl Story {
             troubles: Vec::new(),
             budget: 0,
             off: None,
+            has_agent: true,
             silent_ns: ROUND,
             affirm_ns: 3 * ROUND,
             session_ns: 10 * ROUND,
+            session_no_agent_ns: 16 * ROUND,
         }
     }
 
@@ -111,6 +130,11 @@ impl Story {
 
     pub fn scvms(&self) -> impl Iterator<Item = ScvmId> + use<> {
         (1..=self.policies.len() as u32).map(ScvmId)
+    }
+
+    /// The client's lease at a server, by Meta's leave.
+    pub fn lease_ns(&self) -> u64 {
+        if self.has_agent { self.session_ns } else { self.session_no_agent_ns }
     }
 
     fn policy(&self, scvm: ScvmId) -> FencePolicy {
@@ -142,7 +166,7 @@ impl Story {
             bypass: false,
             keepalive_ns: 2 * ROUND,
             session_ns: self.session_ns,
-            session_no_agent_ns: self.session_ns,
+            session_no_agent_ns: self.session_no_agent_ns,
             affirm_ns: self.affirm_ns,
             silent_ns: self.silent_ns,
             drain_ns: ROUND / 2,
@@ -152,6 +176,9 @@ impl Story {
     }
 
     pub fn meta_settings(&self, term: Term) -> meta::Settings {
+        // A host with an agent has a lease of its own: that of others prolongs nothing for it.
+        let waits = if self.has(Safeguard::LongerLease) { self.lease_ns() } else { self.session_ns };
+        let agentless = meta::Agentless { session_ns: waits, burst: 3, move_every_ns: 40 * ROUND };
         let scvm = |id: ScvmId| ScvmInfo {
             id,
             name: String::new(),
@@ -170,14 +197,14 @@ impl Story {
                 storage: [10, 0, 0, 101].into(),
                 management: [10, 1, 0, 101].into(),
                 local_scvm: A,
-                has_agent: true,
+                has_agent: self.has_agent,
             }],
             keepalive_ns: 2 * ROUND,
             session_ns: self.session_ns,
-            longest_session_ns: self.session_ns,
+            longest_session_ns: agentless.session_ns.max(self.session_ns),
             leader_ns: 6 * ROUND,
             affirm_ns: self.affirm_ns,
-            agentless: meta::Agentless::default(),
+            agentless,
             planned_drain_ns: 8 * ROUND,
             resend_ns: 4 * ROUND,
         }

@@ -51,12 +51,12 @@ impl World {
             disk: host::Record { epoch: Epoch(1), scvm: Some(A), released: None, term: Term(0) },
             route: Some(Path { scvm: A, network: Network::Storage }),
             waits_for: None,
-            back_at: Some(0),
+            back_at: story.has_agent.then_some(0),
             thaws_at: None,
         };
         let scvm = |id: ScvmId| {
             let server = Server { incarnation: Incarnation(1), alive: true, hung: false, calls: vec![] };
-            let mut kernel = Kernel::new(u64::from(id.0) * 10 + 1);
+            let mut kernel = Kernel::new(u64::from(id.0) * 10 + 1, story.has_agent);
             if id == A {
                 kernel.raise(Epoch(1), rank::ADMITTED, &server);
             }
@@ -220,6 +220,9 @@ impl World {
             }
             Happens::Heal(a, b) => self.cuts.retain(|(x, y, _)| (*x, *y) != (a, b)),
             Happens::SecondLeader => self.start_leader(1),
+            Happens::NextHop(s) => self.next_hop(s),
+            Happens::Pin(s) => self.pin(s),
+            Happens::Evict => self.evict(),
         }
     }
 
