@@ -123,7 +123,7 @@ impl World {
                     }
                 }
             }
-            // Nobody pins the host here, and no hypervisor is configured.
+            // A pin does not outlive its agent here, and no hypervisor is configured.
             Effect::PersistNotes(notes) => inbox.push_back(Input::NotesPersisted { notes, result: Ok(()) }),
             Effect::AskHypervisor => {}
             Effect::ReadRoute => {
