@@ -2,6 +2,7 @@
 
 use crate::ids::*;
 use crate::proto::{Evidence, EvidenceKind};
+use reroute_common::admission::{Word, rank};
 
 /// Consecutive replies that must say the same before it counts.
 const CONSECUTIVE: u32 = 2;
@@ -18,6 +19,18 @@ pub enum Rank {
     Admitted,
     Released,
     Fenced,
+}
+
+impl From<Word> for Rank {
+    /// A rank that is not known is no admission.
+    fn from(word: Word) -> Rank {
+        match word.rank() {
+            rank::HELD => Rank::Held,
+            rank::ADMITTED => Rank::Admitted,
+            rank::RELEASED => Rank::Released,
+            _ => Rank::Fenced,
+        }
+    }
 }
 
 /// What a verified pulse reply says.

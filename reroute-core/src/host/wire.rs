@@ -1,8 +1,8 @@
 //! A pulse as bytes: what a host asks, and what it takes for an answer.
 
-use super::{Facts, PulseFlag, Rank};
+use super::{Facts, PulseFlag};
 use crate::ids::*;
-use reroute_common::admission::{Word, rank};
+use reroute_common::admission::Word;
 use reroute_common::pulse::{LEN, MAC_OFFSET, MAGIC, Pulse, VERSION, direction_key, flags, kind, server};
 use reroute_common::siphash;
 use std::mem::offset_of;
@@ -167,12 +167,7 @@ impl Fields<'_> {
             scvm_stamp: self.u64(offset_of!(Pulse, scvm_stamp)),
             server: Incarnation(self.u64(offset_of!(Pulse, server_incarnation))),
             word_epoch: Epoch(word.epoch()),
-            word_rank: match word.rank() {
-                rank::HELD => Rank::Held,
-                rank::ADMITTED => Rank::Admitted,
-                rank::RELEASED => Rank::Released,
-                _ => Rank::Fenced,
-            },
+            word_rank: word.into(),
             lease_ns: self.u64(offset_of!(Pulse, lease_ns)),
             listening: has(server::LISTENING),
             silent: has(server::SILENT),

@@ -3,7 +3,7 @@
 
 use super::story::{Safeguard, Story};
 use reroute_common::admission::{Word, rank};
-use reroute_core::host::{Facts, PulseFlag, Rank};
+use reroute_core::host::{Facts, PulseFlag};
 use reroute_core::ids::*;
 use reroute_core::scvm::{Answer, ClientFacts, Mode, ServerFacts};
 
@@ -157,12 +157,7 @@ impl Kernel {
             scvm_stamp: now.0,
             server: self.registered,
             word_epoch: Epoch(word.epoch()),
-            word_rank: match word.rank() {
-                rank::HELD => Rank::Held,
-                rank::ADMITTED => Rank::Admitted,
-                rank::RELEASED => Rank::Released,
-                _ => Rank::Fenced,
-            },
+            word_rank: word.into(),
             lease_ns: self.lease_end().since(now),
             listening: server.alive,
             silent: self.silent(server, story, now),

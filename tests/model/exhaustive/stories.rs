@@ -42,17 +42,22 @@ pub fn there_and_back(policies: &[reroute_core::ids::FencePolicy]) -> Story {
     story
 }
 
-/// A hangs with a call in progress and is cut off from Meta and the host: only the end of its leases covers that.
-pub fn cut_off() -> Story {
-    let mut story = Story::new("cut off", &[Storage, Kill]);
-    story.happens = vec![
+/// A hangs with a call in progress, is cut off from everybody, and comes back.
+fn hung_and_cut_off(until: u32) -> [(u32, Happens); 6] {
+    [
         (1, Hang(A)),
         (3, Cut(AT_A, HOST)),
         (3, Cut(AT_A, META)),
-        (22, Heal(AT_A, HOST)),
-        (22, Heal(AT_A, META)),
-        (26, Resume(A)),
-    ];
+        (until, Heal(AT_A, HOST)),
+        (until, Heal(AT_A, META)),
+        (until + 4, Resume(A)),
+    ]
+}
+
+/// A hangs with a call in progress and is cut off from Meta and the host: only the end of its leases covers that.
+pub fn cut_off() -> Story {
+    let mut story = Story::new("cut off", &[Storage, Kill]);
+    story.happens = hung_and_cut_off(22).into();
     story.rounds = 34;
     story.budget = 1;
     story.troubles = all(2);
@@ -186,15 +191,8 @@ pub fn next_hop_there_and_back() -> Story {
 /// A hangs with a call in progress, is cut off, and comes back after its leases.
 pub fn next_hop_cut_off() -> Story {
     let mut story = without_agent("without an agent: cut off");
-    story.happens = vec![
-        (1, Hang(A)),
-        (3, Cut(AT_A, HOST)),
-        (3, Cut(AT_A, META)),
-        (5, NextHop(B)),
-        (32, Heal(AT_A, HOST)),
-        (32, Heal(AT_A, META)),
-        (35, Resume(A)),
-    ];
+    story.happens = hung_and_cut_off(32).into();
+    story.happens.push((5, NextHop(B)));
     story.rounds = 42;
     story
 }

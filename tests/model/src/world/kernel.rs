@@ -8,7 +8,7 @@ use super::flight::Pulse;
 use super::settings::{Safeguard, Settings};
 use super::tcp::ConnId;
 use reroute_common::admission::{Word, rank};
-use reroute_core::host::{Facts, PulseFlag, Rank};
+use reroute_core::host::{Facts, PulseFlag};
 use reroute_core::ids::*;
 use reroute_core::scvm::{Answer, ClientFacts, Mode, ServerFacts, Signal, SignalKind};
 use std::collections::BTreeMap;
@@ -284,12 +284,7 @@ impl Kernel {
             scvm_stamp: now.0,
             server: self.incarnation,
             word_epoch: Epoch(word.epoch()),
-            word_rank: match word.rank() {
-                rank::HELD => Rank::Held,
-                rank::ADMITTED => Rank::Admitted,
-                rank::RELEASED => Rank::Released,
-                _ => Rank::Fenced,
-            },
+            word_rank: word.into(),
             lease_ns: lease.max(client.affirm_deadline).since(now),
             listening: self.listening,
             silent: self.silent,
