@@ -3,6 +3,7 @@
 use reroute_core::ids::FencePolicy;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// The access servers of the lab.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -68,9 +69,11 @@ impl Default for Options {
 }
 
 impl Options {
-    /// A lab of this process alone: `name` and the pid make its id.
+    /// A lab of the caller alone: `name`, the pid and a number make its id.
     pub fn named(name: &str) -> Options {
-        Options { id: format!("{name}-{}", std::process::id()), ..Options::default() }
+        static NEXT: AtomicU32 = AtomicU32::new(1);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        Options { id: format!("{name}-{}-{number}", std::process::id()), ..Options::default() }
     }
     pub fn server(mut self, server: ServerKind) -> Options {
         self.server = server;
