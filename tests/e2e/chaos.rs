@@ -17,7 +17,7 @@ const FAULTS: &[&str] = &[
 
 /// 24 s of faults, of which a cut storage link and a killed server move logins. Every violation is an error of `run`.
 fn chaos(seed: u64, server: ServerKind) -> Outcome {
-    let dir = std::env::temp_dir().join(format!("reroute-chaos-{}-{seed}", std::process::id()));
+    let dir = std::env::temp_dir().join(format!("reroute-chaos-{}-{server:?}-{seed}", std::process::id()));
     let options = Options {
         minutes: 0.4,
         seed: Some(seed),
