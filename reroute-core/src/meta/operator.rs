@@ -207,7 +207,7 @@ impl SessionMaster {
         }
         let waits = self.waits_for(host, now).into_iter().find(|w| w.scvm == scvm);
         let waiting = waits.ok_or_else(|| nothing("its move does not wait for this server (any more)"))?;
-        if waiting.planned {
+        if waiting.goes_back {
             return Err(nothing("the move is planned: it goes back by itself when it cannot come to an end"));
         }
         Ok(waiting)

@@ -40,6 +40,30 @@ fn asked_for(world: &World) -> Vec<(ScvmId, Epoch, bool)> {
     .collect()
 }
 
+/// Meta goes back from a planned move that comes to nothing, but not to a dead server; and no hypervisor, fence command or
+/// operator speaks for one while the move is planned. So the host says that it is urgent now, and asks for the same target.
+#[test]
+fn a_planned_move_away_from_a_server_that_dies_meanwhile_becomes_urgent() {
+    let mut world = World::settled();
+    let pin = Pin { scvm: B, network: None, until: None, actor: "alice".into() };
+    world.input(Input::Pin(Some(pin)));
+    world.run_until_asked(2 * SEC);
+    assert_eq!(asked_for(&world), [(B, Epoch(1), true)]);
+    world.facts(A).in_progress = 1;
+    moving(&mut world);
+    world.log.clear();
+    world.run(3 * SEC);
+    assert_eq!(asked_for(&world), [], "it drains: Meta decides for how long");
+    world.cut(A);
+    world.run(500 * MS);
+    assert_eq!(asked_for(&world), [(B, Epoch(2), false)]);
+    // Asked once more if nothing comes of it, and not once it is on record.
+    world.order(Order::Moving { from: Some(A), from_epoch: Epoch(1), to: B, epoch: Epoch(3) });
+    world.log.clear();
+    world.run(5 * SEC);
+    assert_eq!(asked_for(&world), []);
+}
+
 #[test]
 fn a_target_whose_agent_dies_meanwhile_is_replaced() {
     for state in [SessionState::Lost, SessionState::Absent] {

@@ -21,6 +21,9 @@ impl SessionMaster {
             LoginState::At { .. } => return None,
         };
         let scvm = self.settings.scvms.iter().find(|s| s.id == fencing.scvm)?;
+        let left = record.from.map(|f| f.scvm).filter(|from| record.moving_to() != Some(*from));
+        let lives = |scvm| self.sessions.get(&scvm).is_some_and(|s| s.is_live());
+        let goes_back = planned && left.is_some_and(lives);
         let session = self.sessions.get(&fencing.scvm);
         // All as it was when a confirmation was asked that has come true since: another leader that began before then
         // would be known, and one that began later finds these leases over.
@@ -40,6 +43,7 @@ impl SessionMaster {
             host,
             fencing,
             planned,
+            goes_back,
             scvm,
             beside: self
                 .settings
@@ -170,6 +174,7 @@ impl SessionMaster {
                 scvm: fencing.scvm,
                 epoch: fencing.epoch,
                 planned: case.planned,
+                goes_back: case.goes_back,
                 session: case.session,
                 serves_others: case.serves_others,
                 waits_ns: case.waits_ns,
@@ -186,6 +191,9 @@ pub struct Waiting {
     pub scvm: ScvmId,
     pub epoch: Epoch,
     pub planned: bool,
+    /// Planned, and Meta ends it by going back if it comes to nothing.
+    #[serde(default)]
+    pub goes_back: bool,
     pub session: SessionState,
     pub serves_others: bool,
     pub waits_ns: u64,

@@ -15,7 +15,7 @@ impl Proof for Hypervisor {
         "the hypervisor's word on its domain"
     }
     fn applies(&self, case: &Case) -> bool {
-        !case.planned && !case.beside.is_empty()
+        !case.goes_back && !case.beside.is_empty()
     }
     fn asks(&self, case: &Case) -> Vec<Want> {
         let order = Order::AskDomain { scvm: case.fencing.scvm, host: case.host, epoch: case.fencing.epoch };

@@ -30,6 +30,9 @@ pub(super) struct Case<'a> {
     pub host: HostId,
     pub fencing: &'a Fencing,
     pub planned: bool,
+    /// Planned, and the server that is left has a session: Meta goes back there when the move comes to nothing. Without
+    /// one it cannot, and the move has to come to its end as any other.
+    pub goes_back: bool,
     pub scvm: &'a ScvmInfo,
     /// Hosts whose `local_scvm` it is.
     pub beside: Vec<HostId>,
