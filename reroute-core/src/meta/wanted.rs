@@ -173,6 +173,7 @@ impl SessionMaster {
             }
             return Ok(());
         }
+        self.blocked(id, now)?;
         if !self.is_target(scvm, now) {
             return Err(Refusal::TargetNotReady { scvm });
         }

@@ -368,6 +368,22 @@ fn a_move_that_no_server_may_begin_begins_not() {
     assert_eq!(w.at().map(|a| a.0), Some(A));
 }
 
+/// Its last calls before the block are still told of.
+#[test]
+fn the_blocked_are_not_followed() {
+    let mut w = at_a();
+    let (wall, now) = (WallMs(1_800_000_000_000), BootNs(w.now));
+    let (client, reason, actor) = ("x".into(), "maintenance".into(), "root".into());
+    let ask = Ask::AddBlock { client, for_ms: 3_600_000, reason, actor, sure: true };
+    w.master.handle(Input::Ask { ticket: Ticket(1), ask, wall }, now);
+    w.master.handle(Input::BlocksStored { result: Ok(()), wall }, now);
+    let msg = ToMeta::LoginWanted { host: X, closed: Epoch(0), connections: 1, age_ns: 0 };
+    let reply = w.say(C, msg);
+    assert!(matches!(reply, Some(MetaReply::Refused { error: Refusal::Blocked { .. } })), "{reply:?}");
+    w.run(500 * MS, Some(C));
+    assert_eq!(w.at().map(|a| a.0), Some(A));
+}
+
 #[test]
 fn agents_where_there_are_none_and_none_where_there_are_some_are_refused_by_name() {
     let mut w = at_a();
