@@ -61,6 +61,7 @@ impl SessionMaster {
             target_only: has_agent
                 && record.from.is_some_and(|from| fencing.scvm != from.scvm && fencing.epoch > from.epoch),
             serves_others: self.serves_others(scvm.id, host, now),
+                && !self.settings.hosts.iter().any(|h| h.id == host && h.local_scvm == fencing.scvm)
             waits_ns: now.since(login.since),
             command: self.command,
         })

@@ -43,7 +43,7 @@ pub(super) struct Case<'a> {
     pub session_expired: bool,
     /// The host may still be affirming it, or its last affirmation may still hold.
     pub affirmed: bool,
-    /// It was a target only: the host's route never led there.
+    /// It was a target only: the host never had a way there.
     pub target_only: bool,
     /// A host that is logged in there says that it is served well.
     pub serves_others: bool,
