@@ -73,7 +73,10 @@ impl Machine {
                 && self.meta_is_usable(now)
             {
                 let names: Vec<String> = pieces.iter().map(|p| format!("{:?}", p.kind)).collect();
-                let reason = format!("{} failed: {}", login.scvm, names.join(", "));
+                let reason = match self.servers.contains_key(&login.scvm) {
+                    true => format!("{} failed: {}", login.scvm, names.join(", ")),
+                    false => format!("{} is in this host's configuration no more", login.scvm),
+                };
                 self.ask(to, false, reason, pieces, now, fx);
             }
         } else if here.scvm != login.scvm {

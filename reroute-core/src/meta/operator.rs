@@ -199,13 +199,17 @@ impl SessionMaster {
 
     /// What waits for an operator's word. Errors: nothing does, and why.
     fn to_vouch(&self, host: HostId, scvm: ScvmId, now: BootNs) -> Result<Waiting, Refusal> {
-        self.known(scvm)?;
         let login = self.hosts.get(&host).ok_or(Refusal::UnknownNode { node: NodeId::Host(host) })?;
         let nothing = |why: &str| Refusal::NothingToVouch { host, scvm, why: why.to_string() };
-        if login.record().and_then(|r| r.moving_to()).is_none() {
+        let moves = login.record().and_then(|r| r.moving_to()).is_some();
+        // One that is in the configuration no more is known if a move waits for it.
+        let waits = self.waits_for(host, now).into_iter().find(|w| w.scvm == scvm);
+        if waits.is_none() {
+            self.known(scvm)?;
+        }
+        if !moves {
             return Err(nothing("no move of this host is under way"));
         }
-        let waits = self.waits_for(host, now).into_iter().find(|w| w.scvm == scvm);
         let waiting = waits.ok_or_else(|| nothing("its move does not wait for this server (any more)"))?;
         if waiting.goes_back {
             return Err(nothing("the move is planned: it goes back by itself when it cannot come to an end"));

@@ -20,7 +20,7 @@ impl SessionMaster {
             LoginState::Evicted { .. } => false,
             LoginState::At { .. } => return None,
         };
-        let scvm = self.settings.scvms.iter().find(|s| s.id == fencing.scvm)?;
+        let scvm = fencing.scvm;
         let left = record.from.map(|f| f.scvm).filter(|from| record.moving_to() != Some(*from));
         let lives = |scvm| self.sessions.get(&scvm).is_some_and(|s| s.is_live());
         let goes_back = planned && left.is_some_and(lives);
@@ -45,23 +45,25 @@ impl SessionMaster {
             planned,
             goes_back,
             scvm,
+            policy: self.policy(scvm),
             beside: self
                 .settings
                 .hosts
                 .iter()
-                .filter(|h| h.has_agent && h.local_scvm == scvm.id)
+                .filter(|h| h.has_agent && h.local_scvm == scvm)
                 .map(|h| h.id)
                 .collect(),
             session: session.map_or(SessionState::Absent, |s| s.state),
             boot: session.and_then(|s| s.boot),
             session_expired: then
-                .is_some_and(|then| self.session_expired(scvm.id, self.lease_of(has_agent), then)),
+                .is_some_and(|then| self.session_expired(scvm, self.lease_of(has_agent), then)),
             affirmed,
             // A client without an agent calls at the target before that is admitted, and is served from then on.
+            // Nor does it take a route to call at the SCVM beside the host: the private network leads there without one.
             target_only: has_agent
-                && record.from.is_some_and(|from| fencing.scvm != from.scvm && fencing.epoch > from.epoch),
-            serves_others: self.serves_others(scvm.id, host, now),
                 && !self.settings.hosts.iter().any(|h| h.id == host && h.local_scvm == fencing.scvm)
+                && record.from.is_some_and(|from| fencing.scvm != from.scvm && fencing.epoch > from.epoch),
+            serves_others: self.serves_others(scvm, host, now),
             waits_ns: now.since(login.since),
             command: self.command,
         })

@@ -23,7 +23,7 @@ impl Proof for Hypervisor {
     }
     fn judge(&self, case: &Case, heard: Heard) -> Result<Option<FenceProof>, Refusal> {
         let Heard::Domain { by, boot } = heard else { return Ok(None) };
-        let scvm = case.scvm.id;
+        let scvm = case.scvm;
         if !case.beside.contains(&by) {
             return Err(Refusal::NotBeside { node: NodeId::Host(by), scvm });
         }

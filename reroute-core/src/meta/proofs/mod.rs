@@ -33,7 +33,9 @@ pub(super) struct Case<'a> {
     /// Planned, and the server that is left has a session: Meta goes back there when the move comes to nothing. Without
     /// one it cannot, and the move has to come to its end as any other.
     pub goes_back: bool,
-    pub scvm: &'a ScvmInfo,
+    pub scvm: ScvmId,
+    /// None: it is in the configuration no more. Its logins have to be left all the same.
+    pub policy: Option<FencePolicy>,
     /// Hosts whose `local_scvm` it is.
     pub beside: Vec<HostId>,
     pub session: SessionState,

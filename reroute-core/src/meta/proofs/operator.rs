@@ -18,7 +18,7 @@ impl Proof for OperatorsWord {
         }
         if case.goes_back {
             let why = "the move is planned: it goes back by itself when it cannot come to an end".to_string();
-            return Err(Refusal::NothingToVouch { host: case.host, scvm: case.scvm.id, why });
+            return Err(Refusal::NothingToVouch { host: case.host, scvm: case.scvm, why });
         }
         Ok(Some(FenceProof::Operator))
     }
