@@ -169,6 +169,9 @@ impl SessionMaster {
             let Some(record) = host.record() else { continue };
             let why = match &record.login.state {
                 LoginState::At { scvm: at, .. } if *at == scvm => match &host.report {
+                    _ if !host.has_agent => {
+                        "it has no agent: it leaves when its next hop is changed".to_string()
+                    }
                     None => "its agent has not been heard: it cannot leave".to_string(),
                     Some((_, heard)) if now.since(*heard) > 5 * SEC => {
                         format!("its agent was last heard {} s ago", now.since(*heard) / SEC)
