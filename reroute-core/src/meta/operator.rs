@@ -1,7 +1,7 @@
 //! What operators ask of Meta: to drain an SCVM, and to vouch for a server that nothing else can prove to be shut.
 
 use super::proofs::Heard;
-use super::{Effect, RequestId, SessionMaster, Waiting};
+use super::{Effect, Record, RequestId, SessionMaster, Waiting};
 use crate::ids::*;
 use crate::proto::*;
 use crate::timeline::Event;
@@ -204,13 +204,13 @@ impl SessionMaster {
     fn to_vouch(&self, host: HostId, scvm: ScvmId, now: BootNs) -> Result<Waiting, Refusal> {
         let login = self.hosts.get(&host).ok_or(Refusal::UnknownNode { node: NodeId::Host(host) })?;
         let nothing = |why: &str| Refusal::NothingToVouch { host, scvm, why: why.to_string() };
-        let moves = login.record().and_then(|r| r.moving_to()).is_some();
+        let stands = |r: &Record| matches!(r.login.state, LoginState::At { .. });
         // One that is in the configuration no more is known if a move waits for it.
         let waits = self.waits_for(host, now).into_iter().find(|w| w.scvm == scvm);
         if waits.is_none() {
             self.known(scvm)?;
         }
-        if !moves {
+        if login.record().is_none_or(stands) {
             return Err(nothing("no move of this host is under way"));
         }
         let waiting = waits.ok_or_else(|| nothing("its move does not wait for this server (any more)"))?;
