@@ -3,9 +3,13 @@
 #![allow(unsafe_code)]
 
 use anyhow::Context;
+use std::time::Duration;
 
 /// Priority of the agent's thread: above everything timeshared, below the kernel's own threads (50).
 const PRIORITY: i32 = 10;
+
+/// Whatever is under way aside when a role ends has so long to finish.
+const FINISH: Duration = Duration::from_secs(1);
 
 /// Makes the calling thread SCHED_FIFO and locks the process's memory. Errors: missing rights (CAP_SYS_NICE, CAP_IPC_LOCK).
 pub fn enter() -> anyhow::Result<()> {
@@ -37,7 +41,51 @@ pub fn run<T: Send + 'static>(
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let thread = std::thread::Builder::new().name(name.into()).spawn(move || {
         enter()?;
-        runtime.block_on(work())
+        to_the_end(runtime, work)
     })?;
     Ok(thread)
+}
+
+/// What is still under way aside when the work has ended may finish what it writes. It is not waited for without end: a
+/// fence command runs for half a minute, and nobody leads until this process is gone and started anew.
+fn to_the_end<T>(runtime: tokio::runtime::Runtime, work: impl AsyncFnOnce() -> T) -> T {
+    let result = runtime.block_on(work());
+    runtime.shutdown_timeout(FINISH);
+    result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc;
+    use std::time::Instant;
+
+    #[test]
+    fn what_runs_aside_may_finish_and_holds_nobody_up() {
+        let runtime = || tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let began = Instant::now();
+        let (hold, held) = mpsc::channel::<()>();
+        let work = async || {
+            let (begun, begins) = tokio::sync::oneshot::channel();
+            tokio::task::spawn_blocking(move || {
+                let _ = begun.send(());
+                let _ = held.recv_timeout(30 * FINISH);
+            });
+            begins.await.is_ok()
+        };
+        assert!(to_the_end(runtime(), work));
+        assert!(began.elapsed() < 15 * FINISH, "{:?}", began.elapsed());
+        drop(hold);
+
+        let (done, is_done) = mpsc::channel();
+        let work = async || {
+            tokio::task::spawn_blocking(move || {
+                std::thread::sleep(FINISH / 10);
+                let _ = done.send(());
+            });
+            tokio::task::yield_now().await;
+        };
+        to_the_end(runtime(), work);
+        assert_eq!(is_done.try_recv(), Ok(()));
+    }
 }

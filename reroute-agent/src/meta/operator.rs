@@ -8,7 +8,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use reroute_core::block::{Ask, BlockView, Denial, Done};
-use reroute_core::ids::Epoch;
+use reroute_core::ids::{Epoch, ScvmId};
 use reroute_core::meta::{OperatorAnswer, OperatorAsk};
 use reroute_core::proto::{Draining, Refusal};
 use serde::{Deserialize, Serialize};
@@ -133,8 +133,13 @@ async fn drain(
     socket.ask(ask).await
 }
 
+/// By name or id; one that was taken out of the configuration is still known by the logins on it, so its id will do.
+fn left(cluster: &Cluster, scvm: &str) -> Result<ScvmId, String> {
+    cluster.scvm_named(scvm).or_else(|why| scvm.parse().map(ScvmId).map_err(|_| why))
+}
+
 async fn unproven(State(socket): State<Socket>, Query(of): Query<Of>) -> Response {
-    match (socket.cluster.host_named(&of.host), socket.cluster.scvm_named(&of.scvm)) {
+    match (socket.cluster.host_named(&of.host), left(&socket.cluster, &of.scvm)) {
         (Ok(host), Ok(scvm)) => socket.ask(OperatorAsk::Unproven { host, scvm }).await,
         (Err(why), _) | (_, Err(why)) => refused(why),
     }
@@ -145,11 +150,11 @@ async fn vouch(
     ConnectInfo(peer): ConnectInfo<Peer>,
     Json(wish): Json<VouchWish>,
 ) -> Response {
-    let (host, scvm) = match (socket.cluster.host_named(&wish.host), socket.cluster.scvm_named(&wish.scvm)) {
+    let (host, scvm) = match (socket.cluster.host_named(&wish.host), left(&socket.cluster, &wish.scvm)) {
         (Ok(host), Ok(scvm)) => (host, scvm),
         (Err(why), _) | (_, Err(why)) => return refused(why),
     };
-    let name = socket.cluster.scvm(scvm).map(|s| s.name.clone()).unwrap_or_default();
+    let name = socket.cluster.scvm(scvm).map_or_else(|| scvm.0.to_string(), |s| s.name.clone());
     if wish.typed.iter().any(|typed| *typed != name) {
         return refused(format!("not confirmed: the name {name:?} must be given twice"));
     }

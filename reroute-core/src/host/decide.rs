@@ -73,7 +73,10 @@ impl Machine {
                 && self.meta_is_usable(now)
             {
                 let names: Vec<String> = pieces.iter().map(|p| format!("{:?}", p.kind)).collect();
-                let reason = format!("{} failed: {}", login.scvm, names.join(", "));
+                let reason = match self.servers.contains_key(&login.scvm) {
+                    true => format!("{} failed: {}", login.scvm, names.join(", ")),
+                    false => format!("{} is in this host's configuration no more", login.scvm),
+                };
                 self.ask(to, false, reason, pieces, now, fx);
             }
         } else if here.scvm != login.scvm {
@@ -252,6 +255,8 @@ impl Machine {
         let target = moving.to;
         let failed = self.has_failed(target);
         let refused = self.refused.get(&target).is_some_and(|until| now < *until);
+        // Who has died drains nothing, and cannot be gone back to.
+        let died = moving.planned.then(|| self.died_meanwhile(&moving)).flatten();
         let patience = if moving.is_open() { ANSWER_NS } else { FENCE_NS };
         let reason = if failed {
             format!("{target} failed while moving there")
@@ -259,14 +264,18 @@ impl Machine {
             format!("Meta has no session with {target} while moving there")
         } else if refused {
             format!("{target} could not take this host")
+        } else if let Some(scvm) = died {
+            format!("{scvm} failed before this host had left it")
         } else if !moving.planned && !self.drains(&moving) && now.since(moving.news_at) >= patience {
             format!("nothing came of the move to {target} in {} ms", patience / MS)
         } else {
             return;
         };
         // A target that refuses is asked for only after the fence: nothing more is gained by force.
-        let planned = moving.planned && !failed && !moving.target_lost;
-        if let Some(to) = self.best(now, |p| p.scvm != target) {
+        let planned = moving.planned && !failed && !moving.target_lost && died.is_none();
+        // The target is as good as it was, if it is only the old server that failed.
+        let stays = died.is_some() && !failed && !moving.target_lost && !refused;
+        if let Some(to) = self.best(now, |p| p.scvm != target).filter(|_| !stays) {
             let pieces = self.servers.get(&target).map(|s| s.failed.clone()).unwrap_or_default();
             self.ask(to, planned, reason, pieces, now, fx);
         } else if !failed && !moving.target_lost {
@@ -274,6 +283,12 @@ impl Machine {
             let wish = moving.ask.as_ref().map(|ask| ask.to);
             self.ask(self.path_to(target, wish), planned, reason, Vec::new(), now, fx);
         }
+    }
+
+    /// A server that this host lets go of, that Meta does not know to be shut, and that has failed since.
+    fn died_meanwhile(&self, moving: &Moving) -> Option<ScvmId> {
+        let left = moving.letting_go.iter().filter(|(scvm, going)| **scvm != moving.to && !going.idle_taken);
+        left.map(|(scvm, _)| *scvm).find(|scvm| self.has_failed(*scvm))
     }
 
     /// A server that this host lets go of is there and still works on its calls, or this host has not let go itself:

@@ -26,7 +26,7 @@ impl Machine {
     }
 
     pub(super) fn order(&mut self, term: Term, order: Order, now: BootNs, fx: &mut Effects) {
-        if matches!(order, Order::Moving { .. } | Order::At { .. }) {
+        if matches!(order, Order::Moving { .. } | Order::At { .. } | Order::Evicted { .. }) {
             // A leader that does not know that it is over may confirm what its successor has moved, to an agent that
             // has forgotten all but its record.
             if term < self.term {

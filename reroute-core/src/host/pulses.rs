@@ -199,7 +199,8 @@ impl Machine {
     }
 
     pub(super) fn has_failed(&self, scvm: ScvmId) -> bool {
-        self.servers.get(&scvm).is_some_and(|s| !s.failed.is_empty())
+        // One that was taken out of the configuration is as good as dead: nobody looks at it, and nothing leads there.
+        self.servers.get(&scvm).is_none_or(|s| !s.failed.is_empty())
     }
 
     pub(super) fn health(&self, path: Path) -> Health {

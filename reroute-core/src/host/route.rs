@@ -140,7 +140,7 @@ impl Machine {
     /// The route is gone or leads elsewhere, by another hand or by the kernel's flush: set it again when its interface
     /// can carry it.
     fn put_back(&mut self, changed: bool, now: BootNs, fx: &mut Effects) {
-        let Some(login) = self.login else { return };
+        let Some(login) = self.login.filter(|l| self.servers.contains_key(&l.scvm)) else { return };
         if !matches!(self.phase, Phase::Settled | Phase::Asked(_)) || self.route.blocked_by().is_some() {
             return;
         }

@@ -127,6 +127,15 @@ impl SessionMaster {
         }
     }
 
+    /// A move that was asked for before the block, and is not on record, has not begun.
+    fn drop_asked(&mut self, id: HostId, now: BootNs, out: &mut Vec<Effect>) {
+        if let Err(error) = self.blocked(id, now)
+            && let Some(ask) = self.hosts.get_mut(&id).and_then(|host| host.ask.take())
+        {
+            super::login::refuse(id, ask.wanted.to, error, out);
+        }
+    }
+
     pub(super) fn ask_block(
         &mut self,
         ticket: Ticket,
@@ -268,6 +277,9 @@ impl SessionMaster {
                 };
                 out.push(Effect::Journal(event));
                 self.blocks.load(list, wall, now);
+                if let Done::Blocked { block, .. } = &done {
+                    self.drop_asked(block.host, now, out);
+                }
                 self.generation += 1;
                 self.tell_blocks(None, now, out);
                 out.push(Effect::Told { ticket, answer: Ok(done) });

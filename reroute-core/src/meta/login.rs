@@ -58,8 +58,10 @@ pub(super) struct Facts {
     pub(super) admit_sent: bool,
     pub(super) admitted: bool,
     pub(super) revoked: BTreeSet<ScvmId>,
-    /// The old server waits for calls in progress, or the target cannot admit.
-    pub(super) stuck: bool,
+    /// An old server waits for calls in progress: it would, whatever the target and the epoch.
+    pub(super) waits: bool,
+    /// The target cannot admit at this epoch. At the next it may.
+    pub(super) unfit: bool,
     /// An old server can never say that it has drained.
     pub(super) undrainable: bool,
 }

@@ -119,8 +119,8 @@ impl SessionMaster {
         }
         let proven = host.is_proven(&entry);
         host.facts.undrainable |= undrainable && !proven;
-        if !proven && !host.facts.stuck {
-            host.facts.stuck = true;
+        if !proven && !host.facts.waits {
+            host.facts.waits = true;
             let what = format!(
                 "{scvm} is shut for {id} at {epoch}, but {in_progress} calls in progress and {orphans} orphans are not covered: {why}"
             );
@@ -154,7 +154,7 @@ impl SessionMaster {
         if let Some(why) = error {
             let what = format!("{scvm} cannot admit {id} at {epoch}: {why}");
             if moving {
-                if !std::mem::replace(&mut host.facts.stuck, true) {
+                if !std::mem::replace(&mut host.facts.unfit, true) {
                     out.push(Effect::Journal(Event::Fault { what }));
                 }
                 // Told again with each answer, until the host asks for another target.
@@ -346,7 +346,8 @@ impl SessionMaster {
         let Some(from) = record.from.filter(|f| f.scvm != to) else { return };
         let took = now.since(host.since);
         let over = host.facts.undrainable
-            || (host.facts.stuck && (took >= drain || host.is_open()))
+            || (host.facts.waits && took >= drain)
+            || (host.facts.unfit && (took >= drain || host.is_open()))
             || took >= drain.saturating_add(grace);
         if !over || host.storing.is_some() || now < host.store_again || host.facts.admitted {
             return;

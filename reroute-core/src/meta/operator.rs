@@ -1,7 +1,7 @@
 //! What operators ask of Meta: to drain an SCVM, and to vouch for a server that nothing else can prove to be shut.
 
 use super::proofs::Heard;
-use super::{Effect, RequestId, SessionMaster, Waiting};
+use super::{Effect, Record, RequestId, SessionMaster, Waiting};
 use crate::ids::*;
 use crate::proto::*;
 use crate::timeline::Event;
@@ -169,6 +169,9 @@ impl SessionMaster {
             let Some(record) = host.record() else { continue };
             let why = match &record.login.state {
                 LoginState::At { scvm: at, .. } if *at == scvm => match &host.report {
+                    _ if !host.has_agent => {
+                        "it has no agent: it leaves when its next hop is changed".to_string()
+                    }
                     None => "its agent has not been heard: it cannot leave".to_string(),
                     Some((_, heard)) if now.since(*heard) > 5 * SEC => {
                         format!("its agent was last heard {} s ago", now.since(*heard) / SEC)
@@ -199,15 +202,19 @@ impl SessionMaster {
 
     /// What waits for an operator's word. Errors: nothing does, and why.
     fn to_vouch(&self, host: HostId, scvm: ScvmId, now: BootNs) -> Result<Waiting, Refusal> {
-        self.known(scvm)?;
         let login = self.hosts.get(&host).ok_or(Refusal::UnknownNode { node: NodeId::Host(host) })?;
         let nothing = |why: &str| Refusal::NothingToVouch { host, scvm, why: why.to_string() };
-        if login.record().and_then(|r| r.moving_to()).is_none() {
+        let stands = |r: &Record| matches!(r.login.state, LoginState::At { .. });
+        // One that is in the configuration no more is known if a move waits for it.
+        let waits = self.waits_for(host, now).into_iter().find(|w| w.scvm == scvm);
+        if waits.is_none() {
+            self.known(scvm)?;
+        }
+        if login.record().is_none_or(stands) {
             return Err(nothing("no move of this host is under way"));
         }
-        let waits = self.waits_for(host, now).into_iter().find(|w| w.scvm == scvm);
         let waiting = waits.ok_or_else(|| nothing("its move does not wait for this server (any more)"))?;
-        if waiting.planned {
+        if waiting.goes_back {
             return Err(nothing("the move is planned: it goes back by itself when it cannot come to an end"));
         }
         Ok(waiting)

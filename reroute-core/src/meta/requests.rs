@@ -190,7 +190,7 @@ impl SessionMaster {
             // An unplanned move overtakes a planned one to the same target: its fence must not wait for the drain.
             // And a target that could not admit at this epoch may be able to at the next.
             Some(LoginState::Moving { to: target, epoch, planned, .. })
-                if *target == to && !host.facts.stuck && (wanted.planned || !planned) =>
+                if *target == to && !host.facts.unfit && (wanted.planned || !planned) =>
             {
                 return Err(Refusal::MoveInProgress { to, epoch: *epoch });
             }

@@ -143,7 +143,7 @@ impl SessionMaster {
                 push(NodeId::Scvm(scvm), Order::Admit { host: id, epoch: *epoch }, out);
                 return Ok(());
             }
-            Some(LoginState::Moving { to, .. }) if *to == scvm && !host.facts.stuck => {
+            Some(LoginState::Moving { to, .. }) if *to == scvm && !host.facts.unfit => {
                 self.generation += u64::from(host.calls.hear(scvm, told.connections, now));
                 return Ok(());
             }
@@ -173,6 +173,7 @@ impl SessionMaster {
             }
             return Ok(());
         }
+        self.blocked(id, now)?;
         if !self.is_target(scvm, now) {
             return Err(Refusal::TargetNotReady { scvm });
         }

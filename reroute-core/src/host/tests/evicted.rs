@@ -56,6 +56,28 @@ fn an_eviction_that_comes_late_or_twice_changes_nothing() {
     assert!(world.faults().iter().any(|f| f.contains("of the past")), "{:?}", world.faults());
 }
 
+/// A former leader that does not know it is over says what was true before the eviction, to a new instance.
+#[test]
+fn after_an_eviction_no_leader_from_before_it_is_heard() {
+    let mut world = World::settled();
+    world.order_of(2, Order::Evicted { from_epoch: Epoch(1), epoch: Epoch(2), reason: "by root".into() });
+    let written = world.log.iter().rev().find_map(|(_, e)| match e {
+        Effect::Persist(record) => Some(*record),
+        _ => None,
+    });
+    let mut world = World::new(written.unwrap(), Found::Ours(storage(A)));
+    world.run(SEC);
+    let late = Order::At { scvm: A, epoch: Epoch(1) };
+    world.input(Input::Order(FromMeta { term: Term(1), seq: 0, order: late }));
+    world.run(SEC);
+    assert_eq!(world.machine.report(world.now).scvm, None);
+    assert!(world.faults().iter().any(|f| f.contains("is over")), "{:?}", world.faults());
+    // Nor is a late eviction of a leader that is over.
+    let late = Order::Evicted { from_epoch: Epoch(2), epoch: Epoch(3), reason: "by root".into() };
+    world.input(Input::Order(FromMeta { term: Term(1), seq: 0, order: late }));
+    assert_eq!(world.machine.report(world.now).epoch, Epoch(0));
+}
+
 #[test]
 fn nothing_is_told_of_a_release_that_is_not_on_disk() {
     let mut world = World::settled();

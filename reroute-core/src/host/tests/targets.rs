@@ -40,6 +40,47 @@ fn asked_for(world: &World) -> Vec<(ScvmId, Epoch, bool)> {
     .collect()
 }
 
+/// Nobody pulses it, no address leads there, and its login would stand for ever.
+#[test]
+fn a_server_that_is_configured_no_more_is_left() {
+    for route in [Found::OursElsewhere("via 10.0.0.9".into()), Found::None] {
+        let gone = ScvmId(9);
+        let record = Record { epoch: Epoch(4), scvm: Some(gone), released: None, term: Term(1) };
+        let mut world = World::new(record, route);
+        world.run(2 * SEC);
+        assert_eq!(asked_for(&world).first(), Some(&(A, Epoch(4), false)));
+        assert_eq!(world.routes(), [], "no way leads there");
+        world.order(Order::Moving { from: Some(gone), from_epoch: Epoch(4), to: A, epoch: Epoch(5) });
+        assert!(world.messages().contains(&ToMeta::Released { epoch: Epoch(4) }));
+        world.order(Order::At { scvm: A, epoch: Epoch(5) });
+        assert_eq!(world.routes(), [storage(A)]);
+    }
+}
+
+/// Meta goes back from a planned move that comes to nothing, but not to a dead server; and no hypervisor, fence command or
+/// operator speaks for one while the move is planned. So the host says that it is urgent now, and asks for the same target.
+#[test]
+fn a_planned_move_away_from_a_server_that_dies_meanwhile_becomes_urgent() {
+    let mut world = World::settled();
+    let pin = Pin { scvm: B, network: None, until: None, actor: "alice".into() };
+    world.input(Input::Pin(Some(pin)));
+    world.run_until_asked(2 * SEC);
+    assert_eq!(asked_for(&world), [(B, Epoch(1), true)]);
+    world.facts(A).in_progress = 1;
+    moving(&mut world);
+    world.log.clear();
+    world.run(3 * SEC);
+    assert_eq!(asked_for(&world), [], "it drains: Meta decides for how long");
+    world.cut(A);
+    world.run(500 * MS);
+    assert_eq!(asked_for(&world), [(B, Epoch(2), false)]);
+    // Asked once more if nothing comes of it, and not once it is on record.
+    world.order(Order::Moving { from: Some(A), from_epoch: Epoch(1), to: B, epoch: Epoch(3) });
+    world.log.clear();
+    world.run(5 * SEC);
+    assert_eq!(asked_for(&world), []);
+}
+
 #[test]
 fn a_target_whose_agent_dies_meanwhile_is_replaced() {
     for state in [SessionState::Lost, SessionState::Absent] {

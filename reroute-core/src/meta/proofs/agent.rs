@@ -10,8 +10,8 @@ impl Proof for AgentAnswer {
     fn name(&self) -> &'static str {
         "its agent's answer"
     }
-    fn applies(&self, _: &Case) -> bool {
-        true
+    fn applies(&self, case: &Case) -> bool {
+        case.policy.is_some()
     }
     fn asks(&self, case: &Case) -> Vec<Want> {
         let order = Order::Revoke { host: case.host, epoch: case.fencing.epoch, planned: case.planned };
@@ -19,9 +19,9 @@ impl Proof for AgentAnswer {
     }
     fn judge(&self, case: &Case, heard: Heard) -> Result<Option<FenceProof>, Refusal> {
         let Heard::Agent(proof) = heard else { return Ok(None) };
-        match is_allowed(case.scvm.policy, proof) {
+        match case.policy.is_some_and(|policy| is_allowed(policy, proof)) {
             true => Ok(Some(proof)),
-            false => Err(Refusal::ProofNotAllowed { node: NodeId::Scvm(case.scvm.id), proof }),
+            false => Err(Refusal::ProofNotAllowed { node: NodeId::Scvm(case.scvm), proof }),
         }
     }
     fn gives(&self) -> &'static [(FenceProof, &'static str)] {

@@ -20,7 +20,10 @@ impl SessionMaster {
             LoginState::Evicted { .. } => false,
             LoginState::At { .. } => return None,
         };
-        let scvm = self.settings.scvms.iter().find(|s| s.id == fencing.scvm)?;
+        let scvm = fencing.scvm;
+        let left = record.from.map(|f| f.scvm).filter(|from| record.moving_to() != Some(*from));
+        let lives = |scvm| self.sessions.get(&scvm).is_some_and(|s| s.is_live());
+        let goes_back = planned && left.is_some_and(lives);
         let session = self.sessions.get(&fencing.scvm);
         // All as it was when a confirmation was asked that has come true since: another leader that began before then
         // would be known, and one that began later finds these leases over.
@@ -40,23 +43,27 @@ impl SessionMaster {
             host,
             fencing,
             planned,
+            goes_back,
             scvm,
+            policy: self.policy(scvm),
             beside: self
                 .settings
                 .hosts
                 .iter()
-                .filter(|h| h.has_agent && h.local_scvm == scvm.id)
+                .filter(|h| h.has_agent && h.local_scvm == scvm)
                 .map(|h| h.id)
                 .collect(),
             session: session.map_or(SessionState::Absent, |s| s.state),
             boot: session.and_then(|s| s.boot),
             session_expired: then
-                .is_some_and(|then| self.session_expired(scvm.id, self.lease_of(has_agent), then)),
+                .is_some_and(|then| self.session_expired(scvm, self.lease_of(has_agent), then)),
             affirmed,
             // A client without an agent calls at the target before that is admitted, and is served from then on.
+            // Nor does it take a route to call at the SCVM beside the host: the private network leads there without one.
             target_only: has_agent
+                && !self.settings.hosts.iter().any(|h| h.id == host && h.local_scvm == fencing.scvm)
                 && record.from.is_some_and(|from| fencing.scvm != from.scvm && fencing.epoch > from.epoch),
-            serves_others: self.serves_others(scvm.id, host, now),
+            serves_others: self.serves_others(scvm, host, now),
             waits_ns: now.since(login.since),
             command: self.command,
         })
@@ -170,6 +177,7 @@ impl SessionMaster {
                 scvm: fencing.scvm,
                 epoch: fencing.epoch,
                 planned: case.planned,
+                goes_back: case.goes_back,
                 session: case.session,
                 serves_others: case.serves_others,
                 waits_ns: case.waits_ns,
@@ -186,6 +194,9 @@ pub struct Waiting {
     pub scvm: ScvmId,
     pub epoch: Epoch,
     pub planned: bool,
+    /// Planned, and Meta ends it by going back if it comes to nothing.
+    #[serde(default)]
+    pub goes_back: bool,
     pub session: SessionState,
     pub serves_others: bool,
     pub waits_ns: u64,

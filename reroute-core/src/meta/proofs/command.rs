@@ -61,7 +61,7 @@ impl Proof for FenceCommand {
         let Some(settings) = case.command else { return false };
         let lost = matches!(case.session, SessionState::Lost | SessionState::Absent) && case.session_expired;
         let waited = settings.also_after_ns.is_some_and(|after| case.waits_ns >= after);
-        !case.planned && !case.serves_others && (lost || waited)
+        case.policy.is_some() && !case.planned && !case.serves_others && (lost || waited)
     }
     fn asks(&self, _: &Case) -> Vec<Want> {
         vec![Want::Command]

@@ -15,7 +15,7 @@ impl Proof for Hypervisor {
         "the hypervisor's word on its domain"
     }
     fn applies(&self, case: &Case) -> bool {
-        !case.planned && !case.beside.is_empty()
+        !case.goes_back && !case.beside.is_empty()
     }
     fn asks(&self, case: &Case) -> Vec<Want> {
         let order = Order::AskDomain { scvm: case.fencing.scvm, host: case.host, epoch: case.fencing.epoch };
@@ -23,7 +23,7 @@ impl Proof for Hypervisor {
     }
     fn judge(&self, case: &Case, heard: Heard) -> Result<Option<FenceProof>, Refusal> {
         let Heard::Domain { by, boot } = heard else { return Ok(None) };
-        let scvm = case.scvm.id;
+        let scvm = case.scvm;
         if !case.beside.contains(&by) {
             return Err(Refusal::NotBeside { node: NodeId::Host(by), scvm });
         }

@@ -15,7 +15,7 @@ impl Proof for LeaseExpiry {
         "the end of both leases"
     }
     fn applies(&self, case: &Case) -> bool {
-        case.target_only || case.scvm.policy == FencePolicy::Storage
+        case.target_only || case.policy == Some(FencePolicy::Storage)
     }
     fn judge(&self, case: &Case, heard: Heard) -> Result<Option<FenceProof>, Refusal> {
         if !matches!(heard, Heard::Time) || !case.session_expired {
@@ -25,7 +25,7 @@ impl Proof for LeaseExpiry {
         if case.target_only {
             return Ok(Some(FenceProof::NeverServed));
         }
-        let covered = case.scvm.policy == FencePolicy::Storage;
+        let covered = case.policy == Some(FencePolicy::Storage);
         Ok((covered && !case.affirmed).then_some(FenceProof::LeaseExpiredStorage))
     }
     fn gives(&self) -> &'static [(FenceProof, &'static str)] {

@@ -30,7 +30,12 @@ pub(super) struct Case<'a> {
     pub host: HostId,
     pub fencing: &'a Fencing,
     pub planned: bool,
-    pub scvm: &'a ScvmInfo,
+    /// Planned, and the server that is left has a session: Meta goes back there when the move comes to nothing. Without
+    /// one it cannot, and the move has to come to its end as any other.
+    pub goes_back: bool,
+    pub scvm: ScvmId,
+    /// None: it is in the configuration no more. Its logins have to be left all the same.
+    pub policy: Option<FencePolicy>,
     /// Hosts whose `local_scvm` it is.
     pub beside: Vec<HostId>,
     pub session: SessionState,
@@ -40,7 +45,7 @@ pub(super) struct Case<'a> {
     pub session_expired: bool,
     /// The host may still be affirming it, or its last affirmation may still hold.
     pub affirmed: bool,
-    /// It was a target only: the host's route never led there.
+    /// It was a target only: the host never had a way there.
     pub target_only: bool,
     /// A host that is logged in there says that it is served well.
     pub serves_others: bool,

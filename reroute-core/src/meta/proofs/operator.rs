@@ -10,15 +10,15 @@ impl Proof for OperatorsWord {
         "an operator's word (`move vouch`)"
     }
     fn applies(&self, case: &Case) -> bool {
-        !case.planned
+        !case.goes_back
     }
     fn judge(&self, case: &Case, heard: Heard) -> Result<Option<FenceProof>, Refusal> {
         if !matches!(heard, Heard::Operator) {
             return Ok(None);
         }
-        if case.planned {
+        if case.goes_back {
             let why = "the move is planned: it goes back by itself when it cannot come to an end".to_string();
-            return Err(Refusal::NothingToVouch { host: case.host, scvm: case.scvm.id, why });
+            return Err(Refusal::NothingToVouch { host: case.host, scvm: case.scvm, why });
         }
         Ok(Some(FenceProof::Operator))
     }

@@ -336,6 +336,35 @@ fn who_alternates_is_slowed_and_reported_and_never_starved() {
     assert!(w.run(31 * SEC, Some(other)).is_some());
 }
 
+/// While its old server waits for its last calls to end it calls at the new one, on and on. That is one move, and not a
+/// client that alternates: its budget is there when it needs it.
+#[test]
+fn calls_at_the_target_while_the_old_server_drains_are_no_further_moves() {
+    let mut w = at_a();
+    w.servers.get_mut(&A).unwrap().waits = true;
+    assert_eq!(w.run(5 * SEC, Some(C)), None);
+    assert!(matches!(w.state(), Some(LoginState::Moving { to: C, epoch: Epoch(2), .. })), "{:?}", w.state());
+    assert!(!w.faults().iter().any(|f| f.contains("alternates")), "{:?}", w.faults());
+    // Its next hop is changed once more: nothing slows that.
+    assert_eq!(w.run(SEC, Some(B)), None);
+    assert!(matches!(w.state(), Some(LoginState::Moving { to: B, epoch: Epoch(3), .. })), "{:?}", w.state());
+    w.servers.get_mut(&A).unwrap().waits = false;
+    assert!(w.run(SEC, Some(B)).is_some());
+    assert_eq!(w.at(), Some((B, 3, FenceProof::Drained)));
+}
+
+#[test]
+fn a_drain_says_who_has_no_agent_to_leave_by() {
+    let mut w = at_a();
+    let ask = OperatorAsk::Drained { scvm: A };
+    let effects = w.master.handle(Input::Operator { request: RequestId(1), ask }, BootNs(w.now));
+    let still = effects.into_iter().find_map(|e| match e {
+        Effect::Answer { answer: Ok(OperatorAnswer::Drain { still, .. }), .. } => Some(still),
+        _ => None,
+    });
+    assert!(matches!(&still.unwrap()[..], [one] if one.host == X && one.why.contains("next hop")));
+}
+
 #[test]
 fn a_call_from_before_the_login_came_there_moves_nothing() {
     let mut w = at_a();
@@ -365,6 +394,22 @@ fn a_move_that_no_server_may_begin_begins_not() {
     let msg = ToMeta::LoginWanted { host: X, closed: Epoch(0), connections: 1, age_ns: 0 };
     let reply = w.say(C, msg);
     assert_eq!(reply, Some(MetaReply::Refused { error: Refusal::TargetNotReady { scvm: C } }));
+    assert_eq!(w.at().map(|a| a.0), Some(A));
+}
+
+/// Its last calls before the block are still told of.
+#[test]
+fn the_blocked_are_not_followed() {
+    let mut w = at_a();
+    let (wall, now) = (WallMs(1_800_000_000_000), BootNs(w.now));
+    let (client, reason, actor) = ("x".into(), "maintenance".into(), "root".into());
+    let ask = Ask::AddBlock { client, for_ms: 3_600_000, reason, actor, sure: true };
+    w.master.handle(Input::Ask { ticket: Ticket(1), ask, wall }, now);
+    w.master.handle(Input::BlocksStored { result: Ok(()), wall }, now);
+    let msg = ToMeta::LoginWanted { host: X, closed: Epoch(0), connections: 1, age_ns: 0 };
+    let reply = w.say(C, msg);
+    assert!(matches!(reply, Some(MetaReply::Refused { error: Refusal::Blocked { .. } })), "{reply:?}");
+    w.run(500 * MS, Some(C));
     assert_eq!(w.at().map(|a| a.0), Some(A));
 }
 

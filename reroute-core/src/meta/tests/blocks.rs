@@ -80,6 +80,22 @@ fn the_blocked_neither_log_in_nor_move_and_their_login_stands() {
     assert!(w.journal.iter().any(|e| matches!(e, Event::BlockEnded { id: BlockId(1), by: None, .. })));
 }
 
+/// What is on record goes on; what was only asked for has not begun.
+#[test]
+fn a_move_that_was_asked_for_before_the_block_does_not_begin() {
+    let mut w = at_a();
+    let wish =
+        ToMeta::Move { from_epoch: Epoch(1), to: C, planned: false, reason: String::new(), evidence: vec![] };
+    let (reply, _) = send(&mut w.master, NodeId::Host(X), 900, wish, w.now);
+    assert!(matches!(reply, MetaReply::Ok { .. }), "{reply:?}");
+    w.operator(block("x", HOUR_MS)).unwrap();
+    let ready = ToMeta::Prepared { host: X, epoch: Epoch(2), error: None };
+    let (_, effects) = send(&mut w.master, NodeId::Scvm(C), 901, ready, w.now);
+    assert_eq!(effects, []);
+    w.calm_round();
+    assert_eq!((w.stands_at(), w.host.refused), (Some(A), 1));
+}
+
 #[test]
 fn a_block_is_removed_once_and_an_ended_one_not_at_all() {
     let mut w = at_a();

@@ -19,6 +19,8 @@ enum Step {
     Waits(ScvmId, bool),
     CannotAdmit(ScvmId, bool),
     Connect(NodeId),
+    Evict,
+    Block,
     Restart(bool),
     Calm,
 }
@@ -47,6 +49,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => (scvm(), any::<bool>()).prop_map(|(s, w)| Step::Waits(s, w)),
         1 => (scvm(), any::<bool>()).prop_map(|(s, w)| Step::CannotAdmit(s, w)),
         2 => node.prop_map(Step::Connect),
+        1 => Just(Step::Evict),
+        1 => Just(Step::Block),
         1 => any::<bool>().prop_map(Step::Restart),
         3 => Just(Step::Calm),
     ];
@@ -71,6 +75,8 @@ fn run(world: &mut World, steps: Vec<Step>) {
             Step::Waits(s, w) => world.scvms.get_mut(&s).expect("configured").waits = w,
             Step::CannotAdmit(s, w) => world.scvms.get_mut(&s).expect("configured").cannot_admit = w,
             Step::Connect(node) => world.input(Input::Connected { node }),
+            Step::Evict => world.evict(),
+            Step::Block => world.block(300),
             Step::Restart(written) => world.restart(written),
             Step::Calm => world.calm_round(),
         }

@@ -50,7 +50,7 @@ impl World {
         let s = self.scvms.get_mut(&id).expect("configured");
         s.up = !s.up;
         if s.up {
-            *s = Scvm { up: true, incarnation: s.incarnation + 1, word: s.word, ..Scvm::default() };
+            *s = Scvm { up: true, incarnation: s.incarnation + 1, ..Scvm::default() };
         } else {
             (s.session_deadline, s.affirm_deadline, s.term) = (0, 0, None);
             s.called = false;

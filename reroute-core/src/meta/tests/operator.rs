@@ -108,6 +108,45 @@ fn an_operators_word_moves_what_nothing_else_can_and_is_recorded() {
     assert!(w.journal.iter().any(|e| matches!(e, Event::Vouched { actor, .. } if actor == "alice")));
 }
 
+/// Nobody but an operator can speak for an SCVM that was taken out of the configuration with a login on it.
+#[test]
+fn a_login_at_an_scvm_that_is_configured_no_more_can_be_moved_on() {
+    let mut w = b_is_dead();
+    w.master.settings.scvms.retain(|s| s.id != B);
+    w.master.sessions.remove(&B);
+    for _ in 0..60 {
+        w.calm_round();
+    }
+    assert!(w.record().unwrap().moving_to().is_some());
+    let unknown = OperatorAsk::Unproven { host: X, scvm: ScvmId(9) };
+    assert_eq!(ask(&mut w, unknown), Err(Refusal::UnknownScvm { scvm: ScvmId(9) }));
+    let shown = ask(&mut w, OperatorAsk::Unproven { host: X, scvm: B }).unwrap();
+    let OperatorAnswer::Unproven { waiting, .. } = shown else { panic!("{shown:?}") };
+    assert_eq!((waiting.epoch, waiting.session), (Epoch(2), SessionState::Absent));
+    w.scvms.get_mut(&B).unwrap().called = false; // by the operator's hand
+    assert!(ask(&mut w, vouch(B, 2)).is_ok());
+    w.calm_until("at C", |w| w.stands_at() == Some(C));
+}
+
+/// Who was evicted, and is kept away, asks for no move: its old server has to be proven shut all the same.
+#[test]
+fn an_operators_word_holds_for_an_eviction_too() {
+    let mut w = b_is_dead();
+    w.operator(Ask::Evict { client: "x".into(), reason: "dead".into(), actor: "alice".into() }).unwrap();
+    for _ in 0..20 {
+        w.calm_round();
+    }
+    let waits = w.master.waits_for(X, BootNs(w.now));
+    assert!(waits[..].iter().any(|w| w.proofs.iter().any(|p| p.contains("vouch"))), "{waits:?}");
+    w.scvms.get_mut(&B).unwrap().called = false; // by the operator's hand
+    ask(&mut w, vouch(B, 2)).unwrap();
+    for _ in 0..10 {
+        w.calm_round();
+    }
+    let Some(LoginState::Evicted { fencing, .. }) = w.record().map(|r| &r.login.state) else { panic!() };
+    assert_eq!(fencing[..], [Fencing { scvm: B, epoch: Epoch(2), proof: Some(FenceProof::Operator) }]);
+}
+
 #[test]
 fn a_word_that_nothing_waits_for_is_refused_by_name() {
     let mut w = at_a();

@@ -126,6 +126,34 @@ fn a_target_that_never_served_is_passed_over_after_its_lease() {
     assert!(w.now - died > 500 * MS, "not before the session lease had run out");
 }
 
+/// Without a route the private network leads to the SCVM beside the host: flushed in mid-move, say. From its admission on
+/// that one may have served, whether the host was ever told to go there or not.
+#[test]
+fn a_target_beside_the_host_may_have_served_without_a_route() {
+    for (beside, policy) in [(B, FencePolicy::Kill), (C, FencePolicy::Storage)] {
+        let mut w = at_a();
+        w.master.settings.hosts[0].local_scvm = beside;
+        w.ask(beside, false);
+        let is_admit = |p: &Packet| matches!(p, Packet::Push { order: Order::Admit { .. }, .. });
+        while !w.network.iter().any(is_admit) {
+            w.deliver(0, false);
+            w.store(StoreOutcome::Done);
+        }
+        w.power(beside);
+        w.ask(A, false);
+        for _ in 0..60 {
+            w.calm_round();
+        }
+        let state = &w.record().expect("stored").login.state;
+        let proof = match state {
+            LoginState::At { proof, .. } => Some(*proof),
+            _ => None,
+        };
+        let covers = FenceProof::LeaseExpiredStorage;
+        assert_eq!(proof, (policy == FencePolicy::Storage).then_some(covers), "{state:?}");
+    }
+}
+
 /// The server that had the login has served, at whatever later epoch it is fenced.
 #[test]
 fn a_server_gone_back_to_is_not_one_that_never_served() {
