@@ -120,7 +120,7 @@ fn quickly<P: Packet>(packet: P, frame: &mut Frame) -> u32 {
         && let Some(reason) = admit::refusal(client, server, slot, now)
     {
         // What may be held back is judged where there is room for it.
-        let apart = hold::applies(client, slot, mode);
+        let apart = hold::applies(client, slot, mode, reason);
         if apart || refuse(packet, frame, client, mode, reason) {
             if brings.completes {
                 at!(client.in_progress).decrease(1);
@@ -268,7 +268,7 @@ fn whole<P: Packet>(packet: P, frame: &Frame, index: u32) -> u32 {
     let mut verdict = quick::PASS;
     let fate = match refusal {
         None => fate::FOLLOW,
-        Some(_) if frame.kind == Kind::Tcp && hold::applies(client, slot, mode) => {
+        Some(reason) if frame.kind == Kind::Tcp && hold::applies(client, slot, mode, reason) => {
             hold::without_bytes(frame, found.is_some())
         }
         Some(_) => fate::DROP,
