@@ -336,7 +336,7 @@ fn speaks<P: Packet>(
     match found {
         // Until now another client's.
         Some((_, line)) if at!(line.client).get() != slot => true,
-        Some((_, line)) => path::speaks(line, client, frame.key.network),
+        Some((_, line)) => path::speaks(line, client, frame.key.network, path::answers(line, frame)),
         None => path::is_known(client, frame.key.network) || !kernel::established(packet.context(), frame),
     }
 }
