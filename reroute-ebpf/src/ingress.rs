@@ -65,13 +65,15 @@ fn parsed<P: Packet>(packet: P, frame: &mut Frame, network: u32) -> Parsed {
     if frame.kind == Kind::Udp && frame.destination_port as u32 == at!(config.pulse_port).get() {
         return Parsed::Pulse;
     }
-    if frame.may_have_port(End::Destination, at!(config.service_port).get())
-        && frame.destination == at!(config.service_address).address()
-    {
-        Parsed::Ours
-    } else {
-        Parsed::Foreign
+    if frame.destination != at!(config.service_address).address() {
+        return Parsed::Foreign;
     }
+    let port = at!(config.service_port).get();
+    // NFSv3 may be spoken by datagrams, too. They are not followed, so none gets past the fence.
+    if frame.kind == Kind::Udp && frame.destination_port as u32 == port {
+        frame.kind = Kind::BrokenTcp;
+    }
+    if frame.may_have_port(End::Destination, port) { Parsed::Ours } else { Parsed::Foreign }
 }
 
 /// What becomes of a segment that is in its turn and within one call, as almost all are. Any other number says that it
