@@ -196,12 +196,24 @@ pub async fn ask_with<T: DeserializeOwned>(
 ) -> anyhow::Result<T> {
     let shown = socket.display();
     let client = reqwest::Client::builder().unix_socket(socket).timeout(ASK_TIMEOUT).build()?;
+    let changes = method != axum::http::Method::GET;
     let mut request = client.request(method, format!("http://agent{path}"));
     if let Some(body) = body {
         request = request.json(&body);
     }
-    let answer = request.send().await.with_context(|| {
-        format!("no agent answers on {shown}: is it running, and is --socket the one of its configuration?")
+    let answer = request.send().await.map_err(|error| {
+        let patience = ASK_TIMEOUT.as_secs();
+        let why = match (error.is_timeout(), changes) {
+            // It may have been taken in all the same.
+            (true, true) => format!(
+                "no answer on {shown} within {patience} s: whether it is done is not known; look before you ask again"
+            ),
+            (true, false) => format!("no answer on {shown} within {patience} s: the agent there hangs"),
+            (false, _) => format!(
+                "no agent answers on {shown}: is it running, and is --socket the one of its configuration?"
+            ),
+        };
+        anyhow::Error::new(error).context(why)
     })?;
     let status = answer.status();
     let body = answer.bytes().await.with_context(|| format!("{shown}: the answer broke off"))?;

@@ -89,7 +89,7 @@ pub mod drop {
     pub const LEASE_EXPIRED: usize = 1;
     /// Source that no client has on this network.
     pub const UNREGISTERED: usize = 2;
-    /// Fragment or unparsable TCP to the service address.
+    /// Fragment or unparsable TCP to the service address; a datagram to the service.
     pub const UNPARSABLE: usize = 3;
     /// Shield: FIN or RST of a dead server, SYN to a port without listener.
     pub const SHIELD: usize = 4;

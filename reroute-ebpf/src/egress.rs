@@ -7,7 +7,7 @@ use crate::maps::{self, Tables};
 use crate::packet::Packet;
 use crate::parse::{End, Frame, Glance, Kind, fill, glance, parse, tcp};
 use crate::signal::{self, About};
-use crate::{Verdict, at, held, kernel, listener, stream};
+use crate::{Verdict, at, held, kernel, listener, path, stream};
 use reroute_common::admission::{Word, rank};
 use reroute_common::event::way;
 use reroute_common::flow::{Flow, state, stream as bits};
@@ -83,9 +83,7 @@ fn service<P: Packet>(packet: P, frame: &mut Frame) -> Verdict {
     let about = About { slot, index, line, way: way::OUT };
     signal::window(&about, frame);
     if frame.flags & tcp::SYN != 0 {
-        if at!(tx.flags).get() & bits::SEEN == 0 {
-            stream::begin(tx, frame.sequence);
-        } else {
+        if !path::greets(line, frame) {
             stream::again(tx);
         }
     } else if frame.payload_len > 0 {

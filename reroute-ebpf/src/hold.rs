@@ -13,7 +13,7 @@ use core::ffi::c_void;
 use reroute_common::admission::Word;
 use reroute_common::event::{Event, WANTED_GAP, kind};
 use reroute_common::flow::{Flow, state, stream as bits};
-use reroute_common::table::{Client, mode};
+use reroute_common::table::{Client, drop, mode};
 
 /// What becomes of a segment that was refused. Numbers: they fit into a register.
 pub mod fate {
@@ -30,10 +30,11 @@ pub mod fate {
 /// A segment acknowledges no more than has been sent, nor less than this many bytes before it.
 const WINDOW: u32 = 1 << 22;
 
-/// Whether refused segments of this client are held back rather than dropped.
+/// Whether segments of this client that are refused for this reason are held back rather than dropped. An operator's
+/// block is no wait for a login.
 #[inline(always)]
-pub fn applies(client: Shared<Client>, slot: u32, mode: u32) -> bool {
-    mode == mode::ENFORCE && slot != 0 && at!(client.has_agent).get() == 0
+pub fn applies(client: Shared<Client>, slot: u32, mode: u32, reason: usize) -> bool {
+    reason != drop::BLOCKED && mode == mode::ENFORCE && slot != 0 && at!(client.has_agent).get() == 0
 }
 
 /// One of [`fate`], of a TCP segment of a client that [`applies`]. `known`: it is of a connection that is followed.

@@ -65,13 +65,15 @@ fn parsed<P: Packet>(packet: P, frame: &mut Frame, network: u32) -> Parsed {
     if frame.kind == Kind::Udp && frame.destination_port as u32 == at!(config.pulse_port).get() {
         return Parsed::Pulse;
     }
-    if frame.may_have_port(End::Destination, at!(config.service_port).get())
-        && frame.destination == at!(config.service_address).address()
-    {
-        Parsed::Ours
-    } else {
-        Parsed::Foreign
+    if frame.destination != at!(config.service_address).address() {
+        return Parsed::Foreign;
     }
+    let port = at!(config.service_port).get();
+    // NFSv3 may be spoken by datagrams, too. They are not followed, so none gets past the fence.
+    if frame.kind == Kind::Udp && frame.destination_port as u32 == port {
+        frame.kind = Kind::BrokenTcp;
+    }
+    if frame.may_have_port(End::Destination, port) { Parsed::Ours } else { Parsed::Foreign }
 }
 
 /// What becomes of a segment that is in its turn and within one call, as almost all are. Any other number says that it
@@ -120,7 +122,7 @@ fn quickly<P: Packet>(packet: P, frame: &mut Frame) -> u32 {
         && let Some(reason) = admit::refusal(client, server, slot, now)
     {
         // What may be held back is judged where there is room for it.
-        let apart = hold::applies(client, slot, mode);
+        let apart = hold::applies(client, slot, mode, reason);
         if apart || refuse(packet, frame, client, mode, reason) {
             if brings.completes {
                 at!(client.in_progress).decrease(1);
@@ -268,7 +270,7 @@ fn whole<P: Packet>(packet: P, frame: &Frame, index: u32) -> u32 {
     let mut verdict = quick::PASS;
     let fate = match refusal {
         None => fate::FOLLOW,
-        Some(_) if frame.kind == Kind::Tcp && hold::applies(client, slot, mode) => {
+        Some(reason) if frame.kind == Kind::Tcp && hold::applies(client, slot, mode, reason) => {
             hold::without_bytes(frame, found.is_some())
         }
         Some(_) => fate::DROP,
@@ -336,7 +338,7 @@ fn speaks<P: Packet>(
     match found {
         // Until now another client's.
         Some((_, line)) if at!(line.client).get() != slot => true,
-        Some((_, line)) => path::speaks(line, client, frame.key.network),
+        Some((_, line)) => path::speaks(line, client, frame.key.network, path::answers(line, frame)),
         None => path::is_known(client, frame.key.network) || !kernel::established(packet.context(), frame),
     }
 }

@@ -12,8 +12,8 @@ pub enum Kind {
     Other,
     Tcp,
     Udp,
-    /// TCP, as far as one can tell, but a fragment or cut short: its calls cannot be judged. `transport` is 0 if
-    /// not even its ports can be read.
+    /// TCP, as far as one can tell, but a fragment or cut short: its calls cannot be judged. Or fragments of a datagram.
+    /// `transport` is 0 if not even its ports can be read.
     BrokenTcp,
 }
 
@@ -196,7 +196,8 @@ pub fn glance(head: &[u8; HEAD], wanted: Wanted) -> Glance {
     }
     let port = if wanted.end == End::Source { head16::<34>(head) } else { head16::<36>(head) } as u32;
     if protocol == UDP {
-        return if port == wanted.pulse_port { Glance::Other } else { Glance::Foreign };
+        let is_looked_at = port == wanted.pulse_port || (is_ours && port == wanted.port);
+        return if is_looked_at { Glance::Other } else { Glance::Foreign };
     }
     if is_ours && port == wanted.port { Glance::Service } else { Glance::Foreign }
 }
@@ -278,7 +279,7 @@ fn ipv4<P: Packet>(packet: &P, frame: &mut Frame) {
     // 0: a super-packet the kernel built itself (BIG TCP).
     let ip_len = if total == 0 { room } else { total };
     if h[0] >> 4 != 4 || header_len < 20 || fragment {
-        if protocol == TCP {
+        if protocol == TCP || protocol == UDP {
             frame.kind = Kind::BrokenTcp;
         }
         return;
@@ -315,7 +316,7 @@ fn ipv6<P: Packet>(packet: &P, frame: &mut Frame) {
                 let place = be16(extension[2], extension[3]);
                 if place & 0xfff8 != 0 {
                     // Behind more headers it may be TCP, too: that the first fragment tells, and it is nothing without.
-                    if next == TCP {
+                    if next == TCP || next == UDP {
                         frame.kind = Kind::BrokenTcp;
                     }
                     return;
@@ -328,7 +329,7 @@ fn ipv6<P: Packet>(packet: &P, frame: &mut Frame) {
         offset += step;
     }
     // Or more of them than we follow.
-    if is_extension(next) || (is_fragment && next == TCP) {
+    if is_extension(next) || (is_fragment && (next == TCP || next == UDP)) {
         frame.kind = Kind::BrokenTcp;
     }
     if is_extension(next) || is_fragment {

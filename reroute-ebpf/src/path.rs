@@ -3,11 +3,14 @@
 //! A host that changes its path to the same server leaves old connections behind, which this kernel has open and the
 //! host has not: what is still on its way in them would be executed after newer calls. So a connection that the host
 //! has *completed* by another network shuts all those from before; no message is needed, and no moment is left in
-//! between. A SYN alone changes nothing: it may be late itself. Whoever answers our SYN+ACK is there now.
+//! between. A SYN alone changes nothing: it may be late itself. Whoever answers our SYN+ACK, with the number that only
+//! this tells, is there now.
 
 use crate::at;
 use crate::cell::Shared;
-use reroute_common::flow::{Flow, UNPROVEN};
+use crate::parse::{Frame, tcp};
+use crate::stream;
+use reroute_common::flow::{Flow, UNPROVEN, stream as bits};
 use reroute_common::table::Client;
 
 /// How `Client::path` names a network; 0: none is known.
@@ -45,15 +48,38 @@ pub fn is_known(client: Shared<Client>, network: u32) -> bool {
     path == 0 || path == number(network)
 }
 
-/// Whether a segment of this line, that is no SYN, speaks for its host. The first one after the SYN shuts the
-/// connections by other networks.
+/// A SYN+ACK leaves. False: it is the one from before. Under a SYN cookie each has a number of its own, and the client
+/// may answer any: the last one counts.
 #[inline(always)]
-pub fn speaks(line: Shared<Flow>, client: Shared<Client>, network: u32) -> bool {
+pub fn greets(line: Shared<Flow>, frame: &Frame) -> bool {
+    let tx = at!(line.tx);
+    let is_new = at!(tx.flags).get() & bits::SEEN == 0
+        || (at!(line.generation).get() & UNPROVEN != 0
+            && at!(tx.next_seq).get() != frame.sequence.wrapping_add(1));
+    if is_new {
+        stream::begin(tx, frame.sequence);
+    }
+    is_new
+}
+
+/// Whether a segment is from who has seen our SYN+ACK: the server has said nothing since. One that has not come by here
+/// tells nothing.
+#[inline(always)]
+pub fn answers(line: Shared<Flow>, frame: &Frame) -> bool {
+    let tx = at!(line.tx);
+    at!(tx.flags).get() & bits::SEEN == 0
+        || (frame.flags & tcp::ACK != 0 && frame.acknowledgment == at!(tx.next_seq).get())
+}
+
+/// Whether a segment of this line, that is no SYN, speaks for its host; `answers`: it [`answers`] the SYN+ACK. The first
+/// one that does shuts the connections by other networks.
+#[inline(always)]
+pub fn speaks(line: Shared<Flow>, client: Shared<Client>, network: u32, answers: bool) -> bool {
     let (begun, now) = (at!(line.generation).get(), at!(client.generation).get());
     if begun == now {
         return true;
     }
-    if begun & UNPROVEN == 0 {
+    if begun & UNPROVEN == 0 || !answers {
         return false;
     }
     // Changes since its SYN.
@@ -114,7 +140,7 @@ mod tests {
         fn says(&mut self, index: usize) -> bool {
             let network = self.lines[index].key.network;
             let client = self.client();
-            speaks(self.line(index), client, network)
+            speaks(self.line(index), client, network, true)
         }
         fn open(&mut self, network: u32, at: u64) -> usize {
             let index = self.syn(network, at);

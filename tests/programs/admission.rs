@@ -256,6 +256,29 @@ fn a_connection_goes_with_its_address_to_another_client() {
     assert_eq!(bench.client(HOST).orphans, 1);
 }
 
+/// A host was given another address, or is not named any more: whoever sends from its old one is nobody's.
+#[test]
+fn an_address_that_was_given_up_lets_nobody_in() {
+    let mut bench = Bench::admitted();
+    let mut c = Connection::open(700, &bench);
+    assert_eq!(bench.rx(&c.send(&call(1, WRITE, 0))), XDP_PASS);
+    let syn = |client| Connection { client, ..Connection::new(701) }.up(1, SYN, &[]).frame();
+    let mut settings = settings(&bench.dir);
+    let elsewhere = [10, 10, 85, 77];
+    settings.clients[0].addresses[1].1 = elsewhere.into();
+    bench.sensor = Sensor::start(settings.clone()).unwrap();
+    bench.by(Network::Storage);
+    assert_eq!(bench.rx(&c.send(&call(2, WRITE, 0))), XDP_DROP);
+    assert_eq!(bench.rx(&syn(STORAGE_ADDRESS)), XDP_DROP);
+    assert_eq!(bench.client(HostId(0)).drops[drop::UNREGISTERED], 2);
+    assert_eq!(bench.rx(&syn(elsewhere)), XDP_PASS, "the host is admitted as before");
+    assert_eq!(bench.sensor.read(HOST).unwrap().word, Word::new(1, rank::ADMITTED));
+    settings.clients.remove(0);
+    bench.sensor = Sensor::start(settings).unwrap();
+    bench.by(Network::Storage);
+    assert_eq!(bench.rx(&syn(elsewhere)), XDP_DROP);
+}
+
 /// In shadow mode a host may be served before anybody has registered it.
 #[test]
 fn a_connection_from_before_its_registration_is_admitted_with_its_host() {

@@ -70,6 +70,32 @@ fn nobody_else_is_kept_away_and_the_reason_is_the_block() {
     assert_eq!((blocked(&bench), bench.client(HOST).drops[drop::NOT_ADMITTED]), (1, 0));
 }
 
+/// Clients without an agent are held back when they are not admitted. A block is more than that, and says so.
+#[test]
+fn a_client_without_an_agent_is_not_only_held_back() {
+    let bench = Bench::admitted();
+    let mute = |port| Connection { client: MUTE_ADDRESS, ..Connection::new(port) };
+    let blocked = |bench: &Bench| bench.client(MUTE).drops[drop::BLOCKED];
+    for (round, admitted) in [false, true].into_iter().enumerate() {
+        if admitted {
+            bench.sensor.admit(MUTE, Epoch(1)).unwrap();
+        }
+        bench.sensor.set_block(MUTE, BootNs(0)).unwrap();
+        let mut c = mute(720 + round as u16);
+        assert_eq!(bench.rx(&c.up(c.client_seq, SYN, &[]).frame()), XDP_PASS);
+        bench.tx(&c.down(c.server_seq, SYN | ACK, &[]).frame());
+        (c.client_seq, c.server_seq) = (c.client_seq.wrapping_add(1), c.server_seq.wrapping_add(1));
+        bench.sensor.set_block(MUTE, later(LONG)).unwrap();
+        let before = blocked(&bench);
+        assert_eq!(bench.rx(&mute(730).up(1, SYN, &[]).frame()), XDP_DROP, "no handshake");
+        assert_eq!(bench.rx(&c.up(c.client_seq, ACK, &[]).frame()), XDP_DROP);
+        assert_eq!(bench.rx(&c.send(&call(1, WRITE, 0))), XDP_DROP);
+        assert_eq!(blocked(&bench) - before, 3, "that is what an operator looks for");
+    }
+    let drops = bench.client(MUTE).drops;
+    assert_eq!((drops[drop::NOT_ADMITTED], drops[drop::LEASE_EXPIRED]), (0, 0));
+}
+
 #[test]
 fn shadow_counts_blocks_and_bypass_suspends_them() {
     let mut bench = Bench::admitted();

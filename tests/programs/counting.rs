@@ -2,7 +2,7 @@
 
 use crate::bench::*;
 use crate::frames::*;
-use reroute_common::table::drop;
+use reroute_common::table::{drop, mode};
 use reroute_core::ids::{Epoch, Network};
 
 #[test]
@@ -127,8 +127,31 @@ fn fragments_and_cut_headers_to_the_service_are_dropped_and_foreign_ones_pass() 
     let other_port = Tcp { destination_port: 111, ..whole };
     assert_eq!(bench.rx(&other_port.frame()), XDP_PASS);
     assert_eq!(bench.rx(&[0xff; 60]), XDP_PASS);
-    assert_eq!(bench.rx(&udp(STORAGE_ADDRESS, SERVICE, 2049, b"datagram")), XDP_PASS);
+    assert_eq!(bench.rx(&udp(STORAGE_ADDRESS, SERVICE, 111, b"datagram")), XDP_PASS);
+    assert_eq!(bench.rx(&udp(SERVICE, STORAGE_ADDRESS, 2049, b"datagram")), XDP_PASS);
     assert_eq!(bench.client(HOST), before, "nothing of it is counted as the client's");
+}
+
+/// NFSv3 may be spoken by datagrams, too: calls that no fence would know of.
+#[test]
+fn no_datagram_gets_past_the_fence() {
+    let mut bench = Bench::admitted();
+    let calls = &call_body(1, WRITE, 100);
+    let datagram = udp(STORAGE_ADDRESS, SERVICE, PORT, calls);
+    let first = ipv4(STORAGE_ADDRESS, SERVICE, 17, &datagram[34..], &[], 0, 0x2000);
+    let later = ipv4(STORAGE_ADDRESS, SERVICE, 17, calls, &[], 0, 0x0003);
+    let tagged = ipv4(STORAGE_ADDRESS, SERVICE, 17, &datagram[34..], &[7], 4, 0);
+    for frame in [&datagram, &first, &later, &tagged] {
+        assert_eq!(bench.rx(frame), XDP_DROP, "also of the admitted: it would not be followed");
+    }
+    assert_eq!(bench.client(HOST).drops[drop::UNPARSABLE], 4);
+    bench.sensor.fence(HOST, Epoch(1)).unwrap();
+    assert_eq!(bench.rx(&datagram), XDP_DROP);
+    bench.sensor.set_mode(mode::SHADOW).unwrap();
+    assert_eq!(bench.rx(&datagram), XDP_PASS);
+    assert_eq!(bench.client(HOST).would_drop, 1);
+    bench.sensor.set_mode(mode::BYPASS).unwrap();
+    assert_eq!(bench.rx(&datagram), XDP_PASS);
 }
 
 /// By TC, GRO has put segments together before: they count as they were on the wire.

@@ -66,6 +66,36 @@ fn a_late_handshake_shuts_nobody() {
     assert_eq!(bench.rx(&now.send(&call(2, WRITE, 100))), XDP_PASS);
 }
 
+/// Whoever has not seen our SYN+ACK only says that it is the host.
+#[test]
+fn a_forged_handshake_shuts_nobody() {
+    let mut bench = Bench::admitted();
+    let mut own = Connection::open(715, &bench);
+    assert_eq!(bench.rx(&own.send(&call(1, WRITE, 100))), XDP_PASS);
+    bench.tx(&own.answer(&reply(1, 20)));
+
+    bench.by(Network::Management);
+    let mut forged = by_management(716);
+    begin(&mut forged, &bench);
+    for wrong in [1, u32::MAX, 1 << 20, 1 << 31] {
+        let guess = Connection { server_seq: forged.server_seq.wrapping_add(wrong), ..forged.clone() };
+        assert_eq!(bench.rx(&guess.up(guess.client_seq, ACK, &[]).frame()), XDP_DROP);
+        assert_eq!(bench.rx(&guess.clone().send(&call(9, WRITE, 100))), XDP_DROP);
+    }
+    assert_eq!(bench.rx(&forged.up(forged.client_seq, 0, &[]).frame()), XDP_DROP, "acknowledges nothing");
+    bench.by(Network::Storage);
+    assert_eq!(bench.rx(&own.send(&call(2, WRITE, 100))), XDP_PASS, "the host's own connection goes on");
+
+    // A SYN+ACK under a cookie comes again with another number; the client may answer either.
+    bench.by(Network::Management);
+    let mut cookie = by_management(717);
+    begin(&mut cookie, &bench);
+    cookie.server_seq = 77_000;
+    bench.tx(&cookie.down(cookie.server_seq, SYN | ACK, &[]).frame());
+    cookie.server_seq += 1;
+    assert_eq!(bench.rx(&cookie.send(&call(3, WRITE, 100))), XDP_PASS);
+}
+
 #[test]
 fn several_connections_by_one_path_live_side_by_side() {
     let mut bench = Bench::admitted();

@@ -77,7 +77,7 @@ pub fn run(verb: BlockVerb) -> anyhow::Result<()> {
         BlockVerb::Rm { id, actor, common } => {
             let why = Why { actor: acting_for(actor), reason: String::new() };
             let done: Done =
-                at_meta(&common, Method::DELETE, &with_query(&format!("/v1/blocks/{id}"), &why)?)?;
+                at_meta(&common, Method::DELETE, &with_query(&["v1", "blocks", &id.to_string()], &why)?)?;
             match (common.output, &done) {
                 (Output::Json, _) => println!("{}", serde_json::to_string(&done)?),
                 (Output::Text, Done::Unblocked { block, .. }) => {
@@ -95,10 +95,15 @@ pub(super) fn acting_for(actor: Option<String>) -> Option<String> {
     actor.or_else(|| std::env::var("SUDO_USER").ok())
 }
 
-/// A path with its parameters, as it stands in a URL.
-pub(super) fn with_query(path: &str, query: &impl serde::Serialize) -> anyhow::Result<String> {
+/// A path with its parameters, as it stands in a URL. Errors: what somebody typed is no part of a path.
+pub(super) fn with_query(path: &[&str], query: &impl serde::Serialize) -> anyhow::Result<String> {
+    if let Some(bad) = path.iter().find(|part| matches!(**part, "" | "." | "..")) {
+        return Err(Refused(format!("{bad:?} names no client: see `status` for names")).into());
+    }
     let mut url = reqwest::Url::parse("http://agent/")?;
-    url.set_path(path);
+    if let Ok(mut parts) = url.path_segments_mut() {
+        parts.clear().extend(path);
+    }
     let fields = serde_json::to_value(query)?;
     for (key, value) in fields.as_object().into_iter().flatten() {
         let text = match value {
@@ -138,7 +143,7 @@ pub(super) fn view(common: &Common) -> anyhow::Result<ClusterView> {
 
 fn add(mut wanted: Wanted, wait: Option<Duration>, common: Common) -> anyhow::Result<()> {
     let ask = |wanted: &Wanted| -> anyhow::Result<Done> {
-        at_meta(&common, Method::POST, &with_query("/v1/blocks", wanted)?)
+        at_meta(&common, Method::POST, &with_query(&["v1", "blocks"], wanted)?)
     };
     let done = match ask(&wanted) {
         // It is in use: a person may say so a second time.
@@ -163,7 +168,9 @@ fn add(mut wanted: Wanted, wait: Option<Duration>, common: Common) -> anyhow::Re
         }
         return Ok(());
     };
-    let state = wait_confirmed(block.id, timeout, &common)?;
+    let state = wait_confirmed(block.id, timeout, &common).map_err(|error| {
+        Unconfirmed(format!("{} is on record, but who enforces it is not known: {error:#}", block.id))
+    })?;
     if matches!(common.output, Output::Json) {
         let mut answer = serde_json::to_value(&done)?;
         answer["confirmed"] = json!(state.confirmed);
@@ -303,11 +310,22 @@ mod tests {
     #[test]
     fn what_people_write_survives_the_url() {
         let why = Why { actor: Some("j. doe & co".into()), reason: "100% ÜBER=1?".into() };
-        let path = with_query("/v1/blocks/3", &why).unwrap();
+        let path = with_query(&["v1", "blocks", "3"], &why).unwrap();
         let url = reqwest::Url::parse(&format!("http://agent{path}")).unwrap();
         let pairs: Vec<(String, String)> = url.query_pairs().into_owned().collect();
         assert_eq!(url.path(), "/v1/blocks/3");
         assert!(pairs.contains(&("actor".into(), "j. doe & co".into())), "{pairs:?}");
         assert!(pairs.contains(&("reason".into(), "100% ÜBER=1?".into())), "{pairs:?}");
+    }
+
+    #[test]
+    fn a_client_is_one_part_of_the_path_whatever_was_typed() {
+        let path = |client| with_query(&["v1", "logins", client, "evict"], &Why::default());
+        assert!(path("no such").unwrap().starts_with("/v1/logins/no%20such/evict?"));
+        assert!(path("a/b?c#d").unwrap().starts_with("/v1/logins/a%2Fb%3Fc%23d/evict?"));
+        for bad in ["", ".", ".."] {
+            let refused = path(bad).unwrap_err();
+            assert!(refused.is::<Refused>() && refused.to_string().contains("names no client"), "{refused}");
+        }
     }
 }

@@ -7,7 +7,7 @@ use crate::meta::Why;
 use crate::service;
 use axum::http::Method;
 use reroute_core::block::Done;
-use reroute_core::ids::{BlockId, HostId, SEC};
+use reroute_core::ids::{BlockId, Epoch, HostId, SEC};
 use reroute_core::proto::{ClusterView, LoginState, LoginView, SessionState};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -198,50 +198,31 @@ fn render(holders: &[Holder]) -> String {
 }
 
 fn evict(client: &str, why: Why, timeout: Duration, common: Common) -> anyhow::Result<()> {
-    let path = with_query(&format!("/v1/logins/{client}/evict"), &why)?;
+    let path = with_query(&["v1", "logins", client, "evict"], &why)?;
     let done: Done = at_meta(&common, Method::POST, &path)?;
     let Done::Evicted { host, epoch, .. } = done else {
         anyhow::bail!("Meta answered something else: {done:?}")
     };
     let deadline = Instant::now() + timeout;
     loop {
-        let view = view(&common)?;
-        let names = Names(&view);
-        let found = view.logins.iter().find(|l| l.login.host == host).map(|l| &l.login);
-        let mut proofs = Vec::new();
-        let mut open = Vec::new();
-        let mut anew = None;
-        match found.map(|l| (&l.state, l.epoch())) {
-            Some((LoginState::Evicted { fencing, .. }, at)) if at == epoch => {
-                for f in fencing {
-                    match f.proof {
-                        Some(proof) => {
-                            proofs.push(format!("{} is shut ({})", names.scvm(f.scvm), word(&proof)))
-                        }
-                        None => open.push(names.scvm(f.scvm)),
-                    }
-                }
-            }
-            // It has asked for a login anew already; that one waits for the same proofs.
-            Some((LoginState::At { scvm, epoch, .. }, _)) => {
-                anew = Some(format!("logged in anew at {}, {epoch}", names.scvm(*scvm)));
-            }
-            Some((LoginState::Moving { to, epoch, .. }, _)) => {
-                anew = Some(format!("on its way to a login anew at {}, {epoch}", names.scvm(*to)));
-            }
-            _ => {}
-        }
+        let view = view(&common).map_err(|error| {
+            Unconfirmed(format!(
+                "the login has ended on record at {epoch}, but what became of it is not known: {error:#}"
+            ))
+        })?;
+        let Shut { proofs, open, anew } = shut(&view, host, epoch);
         if !open.is_empty() && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(100));
             continue;
         }
+        let name = Names(&view).host(host);
         match common.output {
             Output::Json => println!(
                 "{}",
-                serde_json::json!({ "done": "evicted", "client": names.host(host), "epoch": epoch, "open": open, "anew": anew })
+                serde_json::json!({ "done": "evicted", "client": name, "epoch": epoch, "open": open, "anew": anew })
             ),
             Output::Text => {
-                println!("the login of {} has ended at {epoch}", names.host(host));
+                println!("the login of {name} has ended at {epoch}");
                 proofs.iter().chain(&anew).for_each(|line| println!("{line}"));
             }
         }
@@ -256,12 +237,48 @@ fn evict(client: &str, why: Why, timeout: Duration, common: Common) -> anyhow::R
     }
 }
 
+/// What has become of the servers of a login that ended at `epoch`.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Shut {
+    proofs: Vec<String>,
+    /// Servers that are not known to be shut.
+    open: Vec<String>,
+    /// It has asked for a login anew already.
+    anew: Option<String>,
+}
+
+fn shut(view: &ClusterView, host: HostId, epoch: Epoch) -> Shut {
+    let names = Names(view);
+    let mut found = Shut::default();
+    let login = view.logins.iter().find(|l| l.login.host == host).map(|l| &l.login.state);
+    let (fencing, to) = match login {
+        Some(LoginState::Evicted { fencing, epoch: at, .. }) if *at == epoch => (fencing.as_slice(), None),
+        // That one waits for the same proofs, but for its own target's.
+        Some(LoginState::Moving { fencing, to, epoch, .. }) => {
+            found.anew = Some(format!("on its way to a login anew at {}, {epoch}", names.scvm(*to)));
+            (fencing.as_slice(), Some(*to))
+        }
+        Some(LoginState::At { scvm, epoch, .. }) => {
+            found.anew = Some(format!("logged in anew at {}, {epoch}", names.scvm(*scvm)));
+            (&[][..], None)
+        }
+        _ => (&[][..], None),
+    };
+    for f in fencing.iter().filter(|f| Some(f.scvm) != to) {
+        match f.proof {
+            Some(proof) => found.proofs.push(format!("{} is shut ({})", names.scvm(f.scvm), word(&proof))),
+            None => found.open.push(names.scvm(f.scvm)),
+        }
+    }
+    found
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use reroute_core::block::{HolderFacts, HolderView};
-    use reroute_core::ids::{Epoch, ScvmId, Term};
-    use reroute_core::proto::{FenceProof, Login};
+    use reroute_core::ids::{ScvmId, Term};
+    use reroute_core::proto::{FenceProof, Fencing, Login};
 
     fn login(ghost: bool, holder: Option<HolderView>) -> ClusterView {
         let state = LoginState::At { scvm: ScvmId(1), epoch: Epoch(4), proof: FenceProof::Drained };
@@ -303,5 +320,37 @@ mod tests {
         assert_eq!((of(SEC).packet_age_ns, of(SEC).since_ns), (Some(5 * SEC / 2), 8 * SEC));
         let text = render(&holders(&login(true, None), 0));
         assert!(text.contains("ghost") && text.contains("at scvm 1") && text.contains("drained"), "{text}");
+    }
+
+    /// A host with an agent asks for a login anew at once: its old server is not shut by that.
+    #[test]
+    fn a_login_anew_does_not_show_that_the_old_server_is_shut() {
+        let at = |state: LoginState| {
+            let mut view = login(false, None);
+            view.logins[0].login.state = state;
+            shut(&view, HostId(1), Epoch(5))
+        };
+        let fencing = |proof| {
+            [(1, proof), (2, None)]
+                .map(|(scvm, proof)| Fencing { scvm: ScvmId(scvm), epoch: Epoch(4), proof })
+                .to_vec()
+        };
+        let moving = |proof| LoginState::Moving {
+            fencing: fencing(proof),
+            to: ScvmId(2),
+            epoch: Epoch(6),
+            planned: false,
+        };
+        let evicted =
+            |proof| LoginState::Evicted { fencing: fencing(proof), epoch: Epoch(5), actor: "a".into() };
+        let open = at(moving(None));
+        assert_eq!(open.open, ["scvm 1"], "{open:?}");
+        assert!(open.anew.is_some(), "{open:?}");
+        let proven = at(moving(Some(FenceProof::Drained)));
+        assert_eq!((proven.open.len(), proven.proofs.len()), (0, 1), "{proven:?}");
+        assert_eq!(at(evicted(None)).open, ["scvm 1", "scvm 2"]);
+        assert_eq!(at(evicted(Some(FenceProof::Drained))).open, ["scvm 2"]);
+        let anew = LoginState::At { scvm: ScvmId(1), epoch: Epoch(7), proof: FenceProof::Drained };
+        assert!(at(anew.clone()).open.is_empty() && at(anew).anew.is_some());
     }
 }

@@ -1,6 +1,7 @@
 //! Facts in, findings out. Pure.
 
 mod clients;
+mod fences;
 mod host;
 mod machine;
 mod meta;
@@ -41,6 +42,7 @@ pub fn check(facts: &Facts) -> Vec<Finding> {
     if let Some(host) = &facts.host {
         host::check(host, &mut out);
     }
+    fences::policies(&facts.policies, &mut out);
     clients::check(&facts.clients, &mut out);
     if let Some(role) = &facts.meta_role {
         meta::check(role, &mut out);

@@ -3,6 +3,7 @@
 use crate::netlink::nic::Nic;
 use crate::netlink::route::Route;
 use crate::sensor::Attachment;
+use reroute_core::host::Life;
 use reroute_core::ids::{FencePolicy, Network};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -22,6 +23,8 @@ pub struct Facts {
     pub scvm: Option<Scvm>,
     pub host: Option<Host>,
     pub clients: Clients,
+    /// Each SCVM's fence policy.
+    pub policies: Vec<(String, FencePolicy)>,
     pub meta_role: Option<MetaRole>,
 }
 
@@ -32,6 +35,36 @@ pub struct Clients {
     pub without_agent: Vec<String>,
     /// SCVMs whose loss is covered by no storage that refuses the old owner, and their policies.
     pub unfenced: Vec<(String, FencePolicy)>,
+    /// Whether Meta has a fence command that can be run. None: only its own node's configuration tells.
+    pub fence_command: Option<bool>,
+}
+
+/// A program that is to be run in an emergency.
+#[derive(Clone, Debug)]
+pub struct Program {
+    pub path: PathBuf,
+    pub state: ProgramState,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ProgramState {
+    Runs,
+    /// It would be looked for where the agent happens to stand.
+    Relative,
+    NotExecutable,
+    NoFile,
+    /// It cannot be looked at; why.
+    Unseen(String),
+}
+
+/// The hypervisor that is asked whether the local SCVM's domain is dead.
+#[derive(Clone, Debug)]
+pub struct Hypervisor {
+    pub program: Program,
+    /// As the configuration names it.
+    pub domain: String,
+    /// The life of each domain of that name.
+    pub answer: Known<Vec<Life>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
@@ -155,6 +188,8 @@ pub struct Host {
     pub routes: Known<Vec<Route>>,
     /// The next hops that the configuration knows.
     pub hops: Vec<Ipv4Addr>,
+    /// None: none is configured.
+    pub hypervisor: Option<Hypervisor>,
 }
 
 #[derive(Clone, Debug)]
@@ -164,4 +199,6 @@ pub struct MetaRole {
     pub listen: Vec<(SocketAddr, bool)>,
     /// What shows that this node is an SCVM.
     pub signs_of_scvm: Vec<String>,
+    /// None: none is configured.
+    pub fence_command: Option<Program>,
 }

@@ -4,6 +4,7 @@ use super::facts::*;
 use super::probe;
 use crate::cli::Refused;
 use crate::config::{self, Config, ConfigError};
+use crate::host::hypervisor;
 use crate::netlink::nic::{self, Nic};
 use crate::netlink::route::Table;
 use crate::scvm::{check_bpffs, listener, server_process};
@@ -62,6 +63,7 @@ pub(super) fn gather(config: &Config) -> anyhow::Result<Facts> {
         nics: nic::read().context("cannot read the network interfaces")?,
         addresses: nic::addresses().context("cannot read the addresses")?,
     };
+    let meta_role = meta.map(|meta| meta_facts(config, meta, &net));
     Ok(Facts {
         nodes,
         machine: probe::machine(),
@@ -70,8 +72,9 @@ pub(super) fn gather(config: &Config) -> anyhow::Result<Facts> {
         meta: config.cluster.meta.iter().map(|address| meta_address(config, *address)).collect(),
         scvm: scvm.map(|scvm| scvm_facts(config, scvm, &net)).transpose()?,
         host: host.map(|host| host_facts(config, host, &net)).transpose()?,
-        clients: clients(config),
-        meta_role: meta.map(|meta| meta_facts(config, meta, &net)),
+        clients: clients(config, meta_role.as_ref()),
+        policies: config.cluster.scvms.iter().map(|s| (s.name.clone(), s.server.policy)).collect(),
+        meta_role,
     })
 }
 
@@ -109,7 +112,7 @@ fn meta_address(config: &Config, address: SocketAddr) -> MetaAddress {
     }
 }
 
-fn clients(config: &Config) -> Clients {
+fn clients(config: &Config, meta: Option<&MetaRole>) -> Clients {
     let scvms = config.cluster.scvms.iter();
     Clients {
         without_agent: config
@@ -123,6 +126,31 @@ fn clients(config: &Config) -> Clients {
             .filter(|s| s.server.policy != FencePolicy::Storage)
             .map(|s| (s.name.clone(), s.server.policy))
             .collect(),
+        fence_command: meta
+            .map(|m| m.fence_command.as_ref().is_some_and(|program| program.state == ProgramState::Runs)),
+    }
+}
+
+/// As the agent would start it.
+fn program(path: &Path) -> Program {
+    let state = match std::fs::metadata(path) {
+        _ if !path.is_absolute() => ProgramState::Relative,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => ProgramState::NoFile,
+        Err(error) => ProgramState::Unseen(error.to_string()),
+        Ok(found) if !found.is_file() => ProgramState::NoFile,
+        Ok(_) if rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok() => ProgramState::Runs,
+        Ok(_) => ProgramState::NotExecutable,
+    };
+    Program { path: path.to_path_buf(), state }
+}
+
+fn hypervisor(configured: &config::Hypervisor) -> Hypervisor {
+    let config::Hypervisor::Xl { domain, command, .. } = configured;
+    let answer = hypervisor::domains(configured);
+    Hypervisor {
+        program: program(command),
+        domain: domain.clone(),
+        answer: answer.map(|all| all.iter().filter(|d| d.name == *domain).map(|d| d.life).collect()),
     }
 }
 
@@ -229,6 +257,7 @@ fn host_facts(config: &Config, host: &config::Host, net: &Net) -> anyhow::Result
         protocol: host.route_protocol,
         routes: routes.and_then(|mut table| table.read().map_err(|e| e.to_string())),
         hops: config.cluster.scvms.iter().flat_map(|s| [s.storage, s.management]).collect(),
+        hypervisor: host.hypervisor.as_ref().map(hypervisor),
     })
 }
 
@@ -256,5 +285,57 @@ fn meta_facts(config: &Config, meta: &config::Meta, net: &Net) -> MetaRole {
         agent: agent(&meta.socket),
         listen: meta.listen.iter().map(|address| (*address, here(address))).collect(),
         signs_of_scvm: signs,
+        fence_command: meta
+            .fence_command
+            .as_ref()
+            .and_then(|c| c.command.first())
+            .map(|p| program(Path::new(p))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::meta::testing::Dir;
+    use reroute_core::host::Life;
+    use std::os::unix::fs::PermissionsExt;
+
+    fn file(dir: &Dir, mode: u32, text: &str) -> std::path::PathBuf {
+        let path = dir.path().join(format!("program{mode:o}"));
+        std::fs::write(&path, text).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+        path
+    }
+
+    #[test]
+    fn programs_are_seen_as_the_agent_would_find_them() {
+        let dir = Dir::new("programs");
+        let (runs, data) = (file(&dir, 0o755, ""), file(&dir, 0o644, ""));
+        for (path, state) in [
+            (runs.as_path(), ProgramState::Runs),
+            (&data, ProgramState::NotExecutable),
+            (dir.path(), ProgramState::NoFile),
+            (&dir.path().join("none"), ProgramState::NoFile),
+            (Path::new("fence"), ProgramState::Relative),
+        ] {
+            assert_eq!(program(path).state, state, "{}", path.display());
+        }
+    }
+
+    #[test]
+    fn the_hypervisor_is_asked_for_the_local_domain() {
+        let dir = Dir::new("doctor-xl");
+        let list = "#!/bin/sh\ncat <<END\nName ID Mem VCPUs State Time(s) UUID Reason-Code Security Label\n\
+                    Domain-0 0 1 1 r----- 1.0 00000000-0000-0000-0000-000000000000 - -\n\
+                    scvm1 7 1 1 -b---- 1.0 5b2a3f4e-0c1d-4e2f-8a9b-1c2d3e4f5a6b - -\nEND\n";
+        let command = file(&dir, 0o755, list);
+        let ask = |domain: &str, command: &Path| {
+            let command = command.to_path_buf();
+            hypervisor(&config::Hypervisor::Xl { domain: domain.into(), command, time_limit_ms: 5000 })
+        };
+        assert_eq!(ask("scvm1", &command).answer, Ok(vec![Life::Alive]));
+        assert_eq!(ask("scvm2", &command).answer, Ok(vec![]));
+        let missing = ask("scvm1", &dir.path().join("none"));
+        assert!(missing.program.state == ProgramState::NoFile && missing.answer.is_err(), "{missing:?}");
     }
 }

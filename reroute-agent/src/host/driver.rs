@@ -187,8 +187,10 @@ impl Driver {
             }
             Effect::Persist(record) => {
                 let (dir, results) = (self.parts.host.state_dir.clone(), self.results.clone());
+                let cluster = self.parts.config.cluster.id.clone();
                 tokio::spawn(async move {
-                    let written = tokio::task::spawn_blocking(move || persist::store(&dir, &record)).await;
+                    let written =
+                        tokio::task::spawn_blocking(move || persist::store(&dir, &cluster, &record)).await;
                     fault_point::after(step);
                     let result = match written {
                         Ok(result) => result.map_err(|error| error.to_string()),
@@ -200,8 +202,10 @@ impl Driver {
             }
             Effect::PersistNotes(notes) => {
                 let (dir, boot) = (self.parts.host.state_dir.clone(), self.parts.boot);
+                let cluster = self.parts.config.cluster.id.clone();
                 self.aside(move || {
-                    let result = notes::store(&dir, &notes, boot).map_err(|error| error.to_string());
+                    let result =
+                        notes::store(&dir, &cluster, &notes, boot).map_err(|error| error.to_string());
                     Input::NotesPersisted { notes, result }
                 });
             }

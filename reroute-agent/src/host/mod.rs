@@ -4,7 +4,7 @@
 //! tokio's blocking pool and come back as inputs; operators and `/metrics` are on service's thread and ask by a queue.
 
 mod driver;
-mod hypervisor;
+pub mod hypervisor;
 mod kernel;
 mod metrics;
 mod notes;
@@ -49,9 +49,9 @@ pub fn run(config: Config) -> anyhow::Result<()> {
 fn prepare(config: Config) -> anyhow::Result<driver::Parts> {
     let host = config.host()?.clone();
     let node = config.cluster.host(host.id).context("checked with the section")?.clone();
-    let record = persist::load(&host.state_dir).map_err(refused)?;
+    let record = persist::load(&host.state_dir, &config.cluster.id).map_err(refused)?;
     let boot = crate::clock::boot_id().context("cannot read this node's boot id")?;
-    let notes = notes::load(&host.state_dir, boot).map_err(refused)?;
+    let notes = notes::load(&host.state_dir, &config.cluster.id, boot).map_err(refused)?;
     let journal = Journal::open(&host.state_dir, &node.name)
         .with_context(|| format!("cannot open the journal in {}", host.state_dir.display()))?;
     Ok(driver::Parts { settings: settings(&config)?, config, host, node, record, notes, boot, journal })

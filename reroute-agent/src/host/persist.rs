@@ -2,6 +2,8 @@
 
 use reroute_core::host::Record;
 use rustix::fs::{FlockOperation, flock};
+use serde::Serialize;
+use serde_json::{Map, Value};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -17,6 +19,10 @@ pub enum StateError {
     )]
     Corrupt { path: PathBuf, why: String },
     #[error(
+        "{path} belongs to cluster {found:?}, this configuration is of {ours:?}: correct [cluster] id or [host] state_dir; if this host has changed its cluster for good, move the file away"
+    )]
+    OtherCluster { path: PathBuf, found: String, ours: String },
+    #[error(
         "{path} cannot be understood ({why}): move it away; a pinned route is set anew with `reroute-agent route set`"
     )]
     CorruptNotes { path: PathBuf, why: String },
@@ -24,6 +30,8 @@ pub enum StateError {
 
 const RECORD: &str = "login.json";
 const LOCK: &str = "host.lock";
+/// Beside a file's own fields: of which cluster it is.
+const CLUSTER: &str = "cluster";
 
 /// One host agent per state directory. Given up by the kernel when the process ends, however it ends.
 pub struct Lock {
@@ -44,27 +52,56 @@ impl Lock {
     }
 }
 
+/// The fields of a file that says of which cluster it is; one of an older release does not say it. None: no such file.
+pub(super) fn read(
+    path: &Path,
+    cluster: &str,
+    corrupt: impl Fn(String) -> StateError,
+) -> Result<Option<Value>, StateError> {
+    let bytes = match std::fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(source) => return Err(StateError::Io { path: path.into(), source }),
+    };
+    let mut fields: Map<String, Value> =
+        serde_json::from_slice(&bytes).map_err(|error| corrupt(error.to_string()))?;
+    match fields.remove(CLUSTER) {
+        None => {}
+        Some(Value::String(found)) if found == cluster => {}
+        Some(Value::String(found)) => {
+            return Err(StateError::OtherCluster { path: path.into(), found, ours: cluster.into() });
+        }
+        Some(other) => return Err(corrupt(format!("cluster is {other}"))),
+    }
+    Ok(Some(Value::Object(fields)))
+}
+
+/// Replaces the file; when this returns without error, it is on disk, and a power cut changes nothing about that. Blocks.
+pub(super) fn replace(path: &Path, cluster: &str, fields: &impl Serialize) -> io::Result<()> {
+    let mut fields = serde_json::to_value(fields)?;
+    fields[CLUSTER] = cluster.into();
+    let new = path.with_extension("json.new");
+    let mut file = File::create(&new)?;
+    file.write_all(&serde_json::to_vec(&fields)?)?;
+    file.sync_all()?;
+    std::fs::rename(&new, path)?;
+    path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
+}
+
 /// The record of the last instance; none is a fresh start. A file that is there but unreadable is an error: what was
-/// released must not be forgotten.
-pub fn load(dir: &Path) -> Result<Record, StateError> {
+/// released must not be forgotten. So is one of another cluster: its epochs say nothing here.
+pub fn load(dir: &Path, cluster: &str) -> Result<Record, StateError> {
     let path = dir.join(RECORD);
-    match std::fs::read(&path) {
-        Ok(bytes) => serde_json::from_slice(&bytes)
-            .map_err(|error| StateError::Corrupt { path, why: error.to_string() }),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Record::default()),
-        Err(source) => Err(StateError::Io { path, source }),
+    let corrupt = |why| StateError::Corrupt { path: path.clone(), why };
+    match read(&path, cluster, corrupt)? {
+        None => Ok(Record::default()),
+        Some(fields) => serde_json::from_value(fields).map_err(|error| corrupt(error.to_string())),
     }
 }
 
-/// Replaces the record; when this returns without error, it is on disk, and a power cut changes nothing about that.
-/// Blocks.
-pub fn store(dir: &Path, record: &Record) -> io::Result<()> {
-    let new = dir.join("login.json.new");
-    let mut file = File::create(&new)?;
-    file.write_all(&serde_json::to_vec(record)?)?;
-    file.sync_all()?;
-    std::fs::rename(&new, dir.join(RECORD))?;
-    File::open(dir)?.sync_all()
+/// [`replace`]s the record.
+pub fn store(dir: &Path, cluster: &str, record: &Record) -> io::Result<()> {
+    replace(&dir.join(RECORD), cluster, record)
 }
 
 #[cfg(test)]
@@ -89,22 +126,22 @@ mod tests {
     #[test]
     fn what_was_stored_is_loaded() {
         let dir = Dir::new("store");
-        assert_eq!(load(&dir.0).unwrap(), Record::default());
+        assert_eq!(load(&dir.0, "c").unwrap(), Record::default());
         let record =
             Record { epoch: Epoch(3), scvm: Some(ScvmId(2)), released: Some(Epoch(3)), term: Term(1) };
-        store(&dir.0, &record).unwrap();
-        assert_eq!(load(&dir.0).unwrap(), record);
-        store(&dir.0, &Record { released: None, ..record }).unwrap();
-        assert_eq!(load(&dir.0).unwrap().released, None);
+        store(&dir.0, "c", &record).unwrap();
+        assert_eq!(load(&dir.0, "c").unwrap(), record);
+        store(&dir.0, "c", &Record { released: None, ..record }).unwrap();
+        assert_eq!(load(&dir.0, "c").unwrap().released, None);
     }
 
     #[test]
     fn a_torn_write_leaves_the_old_record() {
         let dir = Dir::new("torn");
         let record = Record { epoch: Epoch(3), scvm: Some(ScvmId(2)), released: None, term: Term(1) };
-        store(&dir.0, &record).unwrap();
+        store(&dir.0, "c", &record).unwrap();
         std::fs::write(dir.0.join("login.json.new"), b"{\"epoch\":").unwrap();
-        assert_eq!(load(&dir.0).unwrap(), record);
+        assert_eq!(load(&dir.0, "c").unwrap(), record);
     }
 
     #[test]
@@ -112,10 +149,28 @@ mod tests {
         let dir = Dir::new("garbage");
         for text in ["", "{}", "null", "{\"epoch\":1,\"scvm\":null,\"released\":null,\"more\":1}"] {
             std::fs::write(dir.0.join(RECORD), text).unwrap();
-            let error = load(&dir.0).unwrap_err();
+            let error = load(&dir.0, "c").unwrap_err();
             assert!(matches!(error, StateError::Corrupt { .. }), "{text}: {error}");
             assert!(error.to_string().contains("move it away"));
         }
+    }
+
+    #[test]
+    fn the_record_of_another_cluster_is_refused_and_an_older_one_is_read() {
+        let dir = Dir::new("cluster");
+        let record =
+            Record { epoch: Epoch(3), scvm: Some(ScvmId(2)), released: Some(Epoch(3)), term: Term(1) };
+        store(&dir.0, "c", &record).unwrap();
+        let before = std::fs::read(dir.0.join(RECORD)).unwrap();
+        let error = load(&dir.0, "other").unwrap_err();
+        assert!(matches!(error, StateError::OtherCluster { .. }), "{error}");
+        assert!(error.to_string().contains("correct [cluster] id"), "{error}");
+        assert_eq!(std::fs::read(dir.0.join(RECORD)).unwrap(), before);
+        // As releases before wrote it.
+        std::fs::write(dir.0.join(RECORD), r#"{"epoch":3,"scvm":2,"released":3}"#).unwrap();
+        assert_eq!(load(&dir.0, "other").unwrap(), Record { term: Term(0), ..record });
+        std::fs::write(dir.0.join(RECORD), r#"{"epoch":3,"scvm":2,"released":3,"cluster":7}"#).unwrap();
+        assert!(matches!(load(&dir.0, "c"), Err(StateError::Corrupt { .. })));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The real-time thread: inputs in, effects out.
 
+use super::BypassFile;
 use super::epoch_file::Publisher;
 use super::facts::{client_facts, holder, latency, server_facts, signal};
 use super::listener::Listener;
@@ -24,7 +25,6 @@ use reroute_core::scvm::*;
 use reroute_core::timeline::Event;
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix;
@@ -46,7 +46,7 @@ pub struct Start {
     pub settings: Settings,
     pub sensor: Sensor,
     pub journal: Journal,
-    pub bypass_file: PathBuf,
+    pub(super) bypass_file: BypassFile,
     pub incarnation: Incarnation,
 }
 
@@ -64,7 +64,7 @@ pub(super) struct Driver {
     /// Where a host's connections come from, as this node sees them.
     pub(super) remotes: BTreeMap<HostId, Vec<Ipv4Addr>>,
     pub(super) service: (IpAddr, u16),
-    pub(super) bypass_file: PathBuf,
+    pub(super) bypass_file: BypassFile,
     view: Option<ClusterView>,
     shared: Arc<Shared>,
     touched: BootNs,

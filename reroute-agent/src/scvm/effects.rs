@@ -2,7 +2,6 @@
 
 use super::driver::{Driver, Probe};
 use super::facts::{answer, outcome};
-use super::write_bypass;
 use crate::clock;
 use crate::netlink::sockets;
 use reroute_common::{pulse, table};
@@ -68,9 +67,9 @@ impl Driver {
                 Input::ModeSet { mode, result: outcome(self.sensor.set_mode(number)) }
             }
             Effect::PersistBypass { on } => {
-                let (file, results) = (self.bypass_file.clone(), self.results.clone());
+                let (write, results) = (self.bypass_file.writer(on), self.results.clone());
                 tokio::task::spawn_blocking(move || {
-                    let result = write_bypass(file, on).map_err(|e| e.to_string());
+                    let result = write().map_err(|e| e.to_string());
                     let _ = results.send(Input::BypassPersisted(result));
                 });
                 return None;

@@ -34,6 +34,7 @@ use reroute_core::scvm::{Mode, Settings};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Runs until SIGTERM or SIGINT; routes, admission and pins stay as they are.
 ///
@@ -43,8 +44,8 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     let entry = config.cluster.scvm(scvm.id).context("this SCVM is not in [[cluster.scvms]]")?.clone();
     check_bpffs(&scvm.bpf_dir)?;
     let _lock = lock(&scvm.bpf_dir)?;
-    let bypass_file = scvm.state_dir.join("bypass");
-    let bypass = read_bypass(&bypass_file)?;
+    let bypass_file = BypassFile::at(scvm.state_dir.join("bypass"));
+    let bypass = read_bypass(&bypass_file.path)?;
     let journal = Journal::open(&scvm.state_dir, &entry.name)
         .with_context(|| format!("cannot write a journal in {}", scvm.state_dir.display()))?;
     let incarnation = clock::new_incarnation();
@@ -138,14 +139,41 @@ fn read_bypass(file: &Path) -> anyhow::Result<bool> {
     }
 }
 
-/// Keeps an operator's decision over a crash of the node too.
-fn write_bypass(file: PathBuf, on: bool) -> std::io::Result<()> {
+/// Keeps an operator's decision over a crash of the node too. Disks may be slow, so each write has a thread of its own;
+/// whatever order they come to it in, the last decision stands.
+struct BypassFile {
+    path: PathBuf,
+    decisions: u64,
+    written: Arc<Mutex<u64>>,
+}
+
+impl BypassFile {
+    fn at(path: PathBuf) -> BypassFile {
+        BypassFile { path, decisions: 0, written: Arc::default() }
+    }
+
+    /// Writes this decision, unless a later one has been written by then.
+    fn writer(&mut self, on: bool) -> impl FnOnce() -> std::io::Result<()> + Send + use<> {
+        self.decisions += 1;
+        let (decision, written, path) = (self.decisions, self.written.clone(), self.path.clone());
+        move || {
+            let mut written = written.lock().unwrap_or_else(PoisonError::into_inner);
+            if *written < decision {
+                write_bypass(&path, on)?;
+                *written = decision;
+            }
+            Ok(())
+        }
+    }
+}
+
+fn write_bypass(file: &Path, on: bool) -> std::io::Result<()> {
     use std::io::Write;
     let temporary = file.with_extension("new");
     let mut new = std::fs::File::create(&temporary)?;
     new.write_all(if on { b"on\n" } else { b"off\n" })?;
     new.sync_all()?;
-    std::fs::rename(&temporary, &file)?;
+    std::fs::rename(&temporary, file)?;
     file.parent().map_or(Ok(()), |dir| std::fs::File::open(dir)?.sync_all())
 }
 
@@ -182,11 +210,29 @@ mod tests {
         let file = dir("bypass").join("bypass");
         let _ = std::fs::remove_file(&file);
         assert!(!read_bypass(&file).unwrap());
-        write_bypass(file.clone(), true).unwrap();
+        write_bypass(&file, true).unwrap();
         assert!(read_bypass(&file).unwrap());
-        write_bypass(file.clone(), false).unwrap();
+        write_bypass(&file, false).unwrap();
         assert!(!read_bypass(&file).unwrap());
         std::fs::write(&file, "maybe").unwrap();
         assert!(format!("{:#}", read_bypass(&file).unwrap_err()).contains("correct or remove"));
+    }
+
+    /// Switched on and off again while the disk was slow: what was written first must not stand.
+    #[test]
+    fn the_last_decision_stands_in_whatever_order_they_are_written() {
+        let dir = dir("bypass-order");
+        let mut file = BypassFile::at(dir.join("bypass"));
+        let (on, off) = (file.writer(true), file.writer(false));
+        off().unwrap();
+        on().unwrap();
+        assert!(!read_bypass(&file.path).unwrap());
+        // One that failed is no decision: the machine asks again.
+        std::fs::create_dir(dir.join("bypass.new")).unwrap();
+        assert!(file.writer(true)().is_err());
+        std::fs::remove_dir(dir.join("bypass.new")).unwrap();
+        file.writer(true)().unwrap();
+        assert!(read_bypass(&file.path).unwrap());
+        std::fs::remove_dir_all(&dir).unwrap();
     }
 }

@@ -15,7 +15,7 @@ use reroute_common::table::{
     AddressKey, Client, Config, Interface, MAX_CLIENTS, MAX_INTERFACES, Server, mode, pin,
 };
 use reroute_core::ids::{BootNs, HostId, Network};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::mem::offset_of;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 
@@ -115,7 +115,8 @@ impl Tables {
         Ok(())
     }
 
-    /// Gives each host its slot: the one it has, else a free one. Slots of hosts no longer named stay as they are.
+    /// Gives each host its slot: the one it has, else a free one. Slots of hosts no longer named stay as they are, but no
+    /// address leads there any more: whoever has one now is somebody else.
     pub fn register(&mut self, clients: &[Registration]) -> Result<(), SensorError> {
         let host_offset = offset_of!(Client, host);
         for slot in 1..MAX_CLIENTS {
@@ -125,6 +126,7 @@ impl Tables {
                 self.slots.insert(HostId(host), slot);
             }
         }
+        let mut named = BTreeSet::new();
         for client in clients {
             let slot = match self.slots.get(&client.host) {
                 Some(slot) => *slot,
@@ -142,10 +144,19 @@ impl Tables {
             for (network, address) in &client.addresses {
                 let (network, address) = (*network, *address);
                 let key = AddressKey { network: number(network), address: map_address(address) };
+                named.insert((key.network, key.address));
                 self.addresses
                     .insert(key, slot, 0)
                     .map_err(|source| SensorError::Map { name: pin::ADDRESSES, source })?;
             }
+        }
+        let known: Vec<AddressKey> = self
+            .addresses
+            .keys()
+            .collect::<Result<_, _>>()
+            .map_err(|source| SensorError::Map { name: pin::ADDRESSES, source })?;
+        for key in known.iter().filter(|key| !named.contains(&(key.network, key.address))) {
+            self.addresses.remove(key).map_err(|source| SensorError::Map { name: pin::ADDRESSES, source })?;
         }
         // After the addresses: connections that stand in the table are told by them anew.
         if let Some(word) = self.config.word(0, offset_of!(Config, registered)) {

@@ -106,6 +106,8 @@ impl Machine {
             (Some(to), _) if may_move => self.ask(to, false, reason, pieces, now, fx),
             // No storage target at all: it is this host's storage network. Or Meta cannot be asked.
             (_, Some(to)) => self.change_path(to, reason, pieces, true, now, fx),
+            // Its other path is in doubt, and will be well or lost in a moment: no reason to leave the server yet.
+            (None, None) if self.is_in_doubt(login.scvm, here, now) => {}
             (None, None) => {
                 let other = self.best(now, |p| p.scvm != login.scvm);
                 match other {
@@ -115,6 +117,19 @@ impl Machine {
             }
             (storage, None) => self.stays(here, storage, now, fx),
         }
+    }
+
+    /// Another path to the server was well until a moment ago, and is not lost.
+    fn is_in_doubt(&self, scvm: ScvmId, lost: Path, now: BootNs) -> bool {
+        let recently = |at: BootNs| now.since(at) <= 3 * self.settings.path_lost_ns;
+        !self.has_failed(scvm)
+            && self.paths_of(scvm).any(|(path, state)| {
+                *path != lost
+                    && path.network != Network::Private
+                    && self.has_carrier(path.network)
+                    && matches!(state.health, Health::Healthy | Health::Suspect)
+                    && state.last_reply.is_some_and(recently)
+            })
     }
 
     /// The path is lost and there is no way out of it now: says why.

@@ -272,7 +272,7 @@ fn what_is_foreign() {
     }
     let ends = (address6(1).octets(), SERVICE6.octets());
     let tcp = c.tcp(Way::In, 7, ACK, &[]);
-    for protocol in [17, 58, 50, 59, 132] {
+    for protocol in [58, 50, 59, 132] {
         other.push(Way::In, ipv6(ends.0, ends.1, protocol, &tcp, &[]));
     }
     let mut elsewhere = tcp;

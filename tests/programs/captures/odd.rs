@@ -105,7 +105,7 @@ fn pure_noise() {
         }
         t.push(if i % 3 == 0 { Way::Out } else { Way::In }, bytes);
     }
-    t.push(Way::In, udp(address(1), SERVICE, PORT, b"a datagram"));
+    t.push(Way::In, udp(address(1), SERVICE, PORT + 1, b"a datagram"));
     let counts = V4.check(&t.frames, Records::Both);
     assert_eq!(counts.sum(|h| h.rx_packets + h.tx_packets), 0);
     assert!(counts.foreign > 1000);

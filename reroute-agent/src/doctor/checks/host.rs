@@ -9,6 +9,9 @@ pub(super) fn check(host: &Host, out: &mut Findings) {
         super::interface(interface, out);
     }
     route(host, out);
+    if let Some(hypervisor) = &host.hypervisor {
+        super::fences::hypervisor(hypervisor, out);
+    }
 }
 
 fn route(host: &Host, out: &mut Findings) {

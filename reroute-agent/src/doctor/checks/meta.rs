@@ -42,6 +42,9 @@ pub(super) fn check(role: &MetaRole, out: &mut Findings) {
         [] => out.ok("meta_place", "the store is outside the SCVMs"),
         signs => inside(format!("this node is an SCVM: {}", signs.join(", ")), out),
     }
+    if let Some(program) = &role.fence_command {
+        super::fences::command(program, out);
+    }
 }
 
 fn inside(what: String, out: &mut Findings) {

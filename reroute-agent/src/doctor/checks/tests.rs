@@ -4,6 +4,7 @@ use crate::netlink::nic::Nic;
 use crate::netlink::route::Route;
 use crate::sensor::{Attachment, LinkKind, MultiBuffer};
 use Level::{Critical, Unknown, Warning};
+use reroute_core::host::Life;
 use reroute_core::ids::{FencePolicy, Network};
 use std::net::Ipv4Addr;
 
@@ -73,6 +74,10 @@ fn feature(name: &'static str, instead: Option<&'static str>) -> Feature {
     Feature { name, since: "6.6", instead, found: Ok(true) }
 }
 
+fn runs(path: &str) -> Program {
+    Program { path: path.into(), state: ProgramState::Runs }
+}
+
 /// A node that has every role, and nothing wrong with it.
 fn healthy() -> Facts {
     let interfaces = interfaces();
@@ -115,12 +120,19 @@ fn healthy() -> Facts {
             protocol: 199,
             routes: Ok(vec![route(199, [10, 10, 85, 21])]),
             hops: vec![[10, 10, 85, 21].into()],
+            hypervisor: Some(Hypervisor {
+                program: runs("/usr/sbin/xl"),
+                domain: "scvm1".into(),
+                answer: Ok(vec![Life::Alive]),
+            }),
         }),
-        clients: Clients { without_agent: vec!["esxi1".into()], unfenced: vec![] },
+        clients: Clients { without_agent: vec!["esxi1".into()], unfenced: vec![], fence_command: Some(true) },
+        policies: vec![("s1".into(), FencePolicy::Kill), ("s2".into(), FencePolicy::Wait)],
         meta_role: Some(MetaRole {
             agent: agent_with(vec![]),
             listen: vec![("10.0.0.30:7480".parse().unwrap(), true)],
             signs_of_scvm: vec![],
+            fence_command: Some(runs("/etc/reroute/fence")),
         }),
     }
 }
@@ -130,6 +142,12 @@ fn scvm(facts: &mut Facts) -> &mut Scvm {
 }
 fn host(facts: &mut Facts) -> &mut Host {
     facts.host.as_mut().unwrap()
+}
+fn hypervisor(facts: &mut Facts) -> &mut Hypervisor {
+    host(facts).hypervisor.as_mut().unwrap()
+}
+fn fence(facts: &mut Facts) -> &mut ProgramState {
+    &mut facts.meta_role.as_mut().unwrap().fence_command.as_mut().unwrap().state
 }
 fn attached(facts: &mut Facts) -> &mut Attachment {
     &mut scvm(facts).agent.answer.as_mut().unwrap().attachments[1]
@@ -161,6 +179,10 @@ fn nothing_is_wrong_with_a_healthy_node_and_everything_was_looked_at() {
         "route",
         "listen",
         "meta_place",
+        "fence_policy",
+        "hypervisor",
+        "fence_command",
+        "clients_without_agent",
     ] {
         assert!(findings.iter().any(|f| f.check == check), "{check}");
     }
@@ -290,6 +312,28 @@ const DEFECTS: &[(&str, Break, &str, Level, &str)] = &[
     ),
     ("no route", |f| host(f).routes = Ok(vec![]), "route", Warning, "protocol 199"),
     ("elsewhere", |f| host(f).routes = Ok(vec![route(199, [10, 9, 9, 9])]), "route", Warning, "10.9.9.9"),
+    (
+        "no xl",
+        |f| hypervisor(f).program.state = ProgramState::NoFile,
+        "hypervisor",
+        Critical,
+        "xl is no file",
+    ),
+    ("xl?", |f| hypervisor(f).answer = Err("xl list -v: exit 1".into()), "hypervisor", Critical, "exit 1"),
+    ("no domain", |f| hypervisor(f).answer = Ok(vec![]), "hypervisor", Warning, "no domain scvm1"),
+    ("crashed", |f| hypervisor(f).answer = Ok(vec![Life::Dead]), "hypervisor", Warning, "scvm1: dead"),
+    ("two", |f| hypervisor(f).answer = Ok(vec![Life::Alive; 2]), "hypervisor", Critical, "several domains"),
+    ("no fence", |f| *fence(f) = ProgramState::NoFile, "fence_command", Critical, "fence is no file"),
+    ("not x", |f| *fence(f) = ProgramState::NotExecutable, "fence_command", Critical, "executed"),
+    ("relative", |f| *fence(f) = ProgramState::Relative, "fence_command", Critical, "absolute"),
+    ("fence?", |f| *fence(f) = ProgramState::Unseen("EACCES".into()), "fence_command", Unknown, "EACCES"),
+    (
+        "mixed policies",
+        |f| f.policies.push(("s3".into(), FencePolicy::Storage)),
+        "fence_policy",
+        Warning,
+        "s3 (storage) beside s1 (kill), s2 (wait)",
+    ),
     ("route?", |f| host(f).routes = Err("ENOBUFS".into()), "route", Unknown, "ENOBUFS"),
 ];
 
@@ -325,6 +369,13 @@ fn a_client_without_an_agent_that_can_never_leave_is_named() {
     };
     assert_eq!(found(&facts)[0].level, Level::Ok);
     facts.clients.unfenced = vec![("s2".into(), FencePolicy::Wait)];
+    let findings = found(&facts);
+    assert_eq!((findings.len(), findings[0].level), (1, Level::Ok), "the fence command stands in");
+    assert!(findings[0].found.contains("s2 (policy wait) by the fence command"), "{findings:?}");
+    facts.clients.fence_command = None;
+    let findings = found(&facts);
+    assert_eq!((findings.len(), findings[0].level), (1, Unknown), "another node's configuration tells");
+    facts.clients.fence_command = Some(false);
     let findings = found(&facts);
     assert_eq!(findings.len(), 1);
     assert_eq!(findings[0].level, Warning);

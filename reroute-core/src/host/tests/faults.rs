@@ -53,6 +53,24 @@ fn own_storage_network_dead_means_management_and_back() {
     assert_eq!(world.routes(), [management(A), storage(A)]);
 }
 
+/// The storage network dies under load, and just then two or three pulses by management are lost or late.
+#[test]
+fn a_stutter_of_management_is_no_reason_to_leave_the_server() {
+    for begins in (0..=80).step_by(10) {
+        for lasts in [20, 30, 40, 50] {
+            let mut world = World::settled();
+            world.down.extend([storage(A), storage(B), storage(C)]);
+            world.run(begins * MS);
+            world.down.insert(management(A));
+            world.run(lasts * MS);
+            world.down.remove(&management(A));
+            world.run(SEC);
+            assert_eq!(world.asks(), [], "{lasts} ms, {begins} ms after");
+            assert_eq!(world.routes(), [management(A)], "{lasts} ms, {begins} ms after");
+        }
+    }
+}
+
 #[test]
 fn a_short_outage_of_the_own_storage_network_uses_up_no_epoch() {
     for outage in [70, 90, 120, 150, 200, 300, 600] {
