@@ -22,7 +22,7 @@ fn away_with_calls_on_their_way(lab: &Lab, writer: &Writer) {
 /// The old server is fenced, and alone again: its agent stands still, its old connections are open.
 fn late_calls_at_the_old_server(fence: bool) {
     let lab = healthy(Options::named("late").timing("hold_down_ms", 15_000));
-    let writer = writer(&lab);
+    let writer = paced_writer(&lab, 64, 2000);
     hold_calls(&lab, &writer);
     lab.fault("host-cut", Some("scvm1")).expect("cut");
     wait_moved(&lab, 1);
@@ -60,7 +60,7 @@ fn without_the_fence_late_calls_are_executed() {
 #[test]
 fn late_calls_after_the_return_find_their_connection_closed() {
     let lab = healthy(Options::named("return"));
-    let writer = writer(&lab);
+    let writer = paced_writer(&lab, 64, 2000);
     away_with_calls_on_their_way(&lab, &writer);
     lab.ask::<Vec<String>>(&lab::control::Request::Heal { name: Some("host-cut".into()), target: None })
         .expect("heal");
@@ -78,7 +78,7 @@ fn late_calls_after_the_return_find_their_connection_closed() {
 /// The host's storage link dies: the same server by management, no epoch, no Meta. Then the calls arrive.
 fn late_calls_by_the_old_path(safeguard: bool) {
     let lab = healthy(Options::named("latepath"));
-    let writer = writer(&lab);
+    let writer = paced_writer(&lab, 64, 2000);
     hold_calls(&lab, &writer);
     lab.fault("host-storage-cut", Some("host1")).expect("cut");
     lab::wait_for("the route by management", SOON, || match lab.next_hop(1)? {

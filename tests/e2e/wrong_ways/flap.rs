@@ -8,7 +8,8 @@ use reroute_common::table::{drop, mode};
 /// host1 is served by another SCVM when its route goes; later its agent comes back.
 fn falls_to_the_local_server(fence: bool) {
     let lab = healthy(Options::named("flap").timing("hold_down_ms", 15_000));
-    let writer = writer(&lab);
+    // 1,000 writes come between a late one and its arrival: each slot was written anew by then.
+    let writer = paced_writer(&lab, 64, 2000);
     lab.fault("host-cut", Some("scvm1")).expect("cut");
     let (at, _) = wait_moved(&lab, 1);
     writer.wait_writes(now(), 100, SOON).expect("writes at the new server");

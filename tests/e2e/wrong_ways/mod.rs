@@ -26,8 +26,16 @@ use std::time::Duration;
 const OUTSTANDING: u64 = 8;
 
 fn writer(lab: &Lab) -> Writer<'_> {
-    let outstanding = OUTSTANDING.to_string();
-    let flags = ["--outstanding", &outstanding, "--hot-slots", "16", "--expect-damage"];
+    paced_writer(lab, 16, 0)
+}
+
+/// One that issues a write at most every `interval_us`. What is late is hidden again where it meets a newer write of the
+/// same slot on its way: fewer are, the slower it is and the more slots there are.
+fn paced_writer(lab: &Lab, slots: u32, interval_us: u32) -> Writer<'_> {
+    let (outstanding, slots, interval) =
+        (OUTSTANDING.to_string(), slots.to_string(), interval_us.to_string());
+    let flags =
+        ["--outstanding", &outstanding, "--hot-slots", &slots, "--interval-us", &interval, "--expect-damage"];
     let writer = lab.writer(1, 1, &flags).expect("writer");
     writer.wait_writes(now(), 300, SOON).expect("writes");
     writer
