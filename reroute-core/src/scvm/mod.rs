@@ -163,7 +163,7 @@ impl Scvm {
             connections: self.clients.values().map(|c| c.connections).sum(),
             calls_waiting: facts.waiting,
             held_clients: self.wanted.held().len() as u32,
-            blocks: self.blocks.enforced(),
+            blocks: if self.lenient().is_none() { self.blocks.enforced() } else { 0 },
         }
     }
 

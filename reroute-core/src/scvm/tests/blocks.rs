@@ -111,7 +111,9 @@ fn bypass_lets_the_blocked_in_and_says_so() {
     let alarms = node.machine.view(node.now).alarms;
     assert!(alarms.iter().any(|a| a.contains("blocked clients get in all the same")), "{alarms:?}");
     assert_eq!(end(&node, X), node.now.0 + HOUR, "and the block itself stands");
+    assert_eq!(node.machine.health().blocks, 0, "but is enforced by nobody");
     node.feed(Input::Bypass { on: false, actor: "test".into() });
+    assert_eq!(node.machine.health().blocks, 3);
     assert!(node.machine.view(node.now).alarms.is_empty());
 }
 
