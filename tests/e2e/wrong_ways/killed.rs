@@ -58,6 +58,10 @@ fn dies_at(lab: &Lab, writer: &Writer, process: &str, point: &str, away: &mut u6
             panic!("{point} was not reached\n{}", story(&lab.journal().expect("journal"), began))
         }
         (_, None) => {
+            println!("{point}: not reached");
+            // Unarmed, or it may die on the way back.
+            lab.stop_process(process, SOON).expect("stop");
+            lab.start_process_with(process, &[(fault_point::VARIABLE, "")]).expect("start");
             lab.heal().expect("heal");
             lab.wait_healthy(HEALTHY).expect(point);
             None
