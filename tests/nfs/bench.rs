@@ -102,6 +102,15 @@ impl Bench {
         sh("ip", &["netns", "exec", &self.netns(node), "nft", rules]);
     }
 
+    /// Of long replies, the client gets the first segments and never the last.
+    pub fn halve_replies(&self, on: bool) {
+        let replies = "type filter hook prerouting priority -300; \
+                       tcp sport 2049 ip length 300-1400 drop; tcp sport 2049 ip length > 1600 drop;";
+        let table = format!("table ip halve {{ chain replies {{ {replies} }}; }}");
+        let rules = if on { table.as_str() } else { "delete table ip halve" };
+        sh("ip", &["netns", "exec", &self.netns("c"), "nft", rules]);
+    }
+
     /// SOCK_DESTROY of server `node`'s connections: the client gets a RST.
     pub fn destroy_server_sockets(&self, node: &str) {
         sh("ip", &["netns", "exec", &self.netns(node), "ss", "-K", "state", "connected", "src", SERVICE]);

@@ -174,6 +174,27 @@ fn a_killed_server_forgets_what_was_not_committed_and_the_writer_notices() {
     drop(server);
 }
 
+/// libnfs by itself would take the new connection's first bytes for the rest of the reply.
+#[test]
+fn half_a_reply_ends_with_its_connection() {
+    let bench = Bench::new();
+    bench.epoch("a", Some(1));
+    let _server = bench.nfsd("a", &[]);
+    let writer = bench.writer(&["--outstanding", "2", "--reads", "1"]);
+    writer.progress(50);
+    for _ in 0..3 {
+        let before = reroute_agent::clock::now().0;
+        bench.halve_replies(true);
+        // Two retransmissions: of what was too long at first, its first segments have come.
+        wait("half a reply", || (writer.gap(before) > 900.0).then_some(()));
+        bench.destroy_sockets();
+        bench.halve_replies(false);
+        writer.progress(200);
+    }
+    let report = clean(writer);
+    assert!((3..50).contains(&number(&report, "reconnects")), "{report}");
+}
+
 #[test]
 fn a_client_without_an_epoch_is_turned_away() {
     let bench = Bench::new();

@@ -4,10 +4,12 @@
 //! each make it open a new socket *at once*, without any backoff, on another privileged source port; every call
 //! without a reply is sent again, with its XID, on the new connection. Only a connect that fails inside `connect(2)`
 //! (no route) errors all calls back to us; `service` tries again then. Calls have no timeout: without a sign from
-//! TCP it waits for ever. So whoever polls paces the attempts (`Client::connected`).
+//! TCP it waits for ever. So whoever polls paces the attempts (`Client::connected`). What it has read of a reply it would
+//! keep over the end of a connection: see `records`.
 #![allow(unsafe_code)]
 
 mod abi;
+mod records;
 
 use abi::*;
 use std::cell::RefCell;
@@ -147,6 +149,7 @@ impl Client {
             nfs_set_timeout(nfs, -1);
             client.rpc = nfs_get_rpc_context(nfs);
             client.root = copy_handle(&*nfs_get_rootfh(nfs));
+            records::watch(nfs_get_fd(nfs));
         }
         Ok(client)
     }
@@ -176,6 +179,8 @@ impl Client {
 
     /// Reads, writes, reconnects. False: a reconnect failed at once and every call was answered with `Lost`.
     pub fn service(&mut self, revents: i16) -> bool {
+        // SAFETY: the context is live.
+        records::watch(unsafe { nfs_get_fd(self.nfs) });
         // SAFETY: the context is live; callbacks run inside and touch only their Pending and the reply queue.
         unsafe { nfs_service(self.nfs, c_int::from(revents)) == 0 }
     }
