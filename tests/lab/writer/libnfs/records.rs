@@ -85,14 +85,16 @@ fn has_ended(fd: c_int) -> bool {
 /// Reads the beginning of a record whose end will not come.
 fn discard(fd: c_int) {
     let mut scratch = [0u8; 4096];
-    let mut waiting: c_int = 1;
-    while waiting > 0 {
+    loop {
+        let mut waiting: c_int = 0;
         // SAFETY: FIONREAD writes an int.
         unsafe { libc::ioctl(fd, libc::FIONREAD, &mut waiting) };
+        if waiting <= 0 {
+            return;
+        }
         // SAFETY: `scratch` has room for what is asked.
-        if waiting > 0
-            && unsafe { really(fd, scratch.as_mut_ptr().cast(), scratch.len(), libc::MSG_DONTWAIT) } <= 0
-        {
+        let got = unsafe { really(fd, scratch.as_mut_ptr().cast(), scratch.len(), libc::MSG_DONTWAIT) };
+        if got <= 0 {
             return;
         }
     }
