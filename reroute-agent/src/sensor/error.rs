@@ -11,6 +11,8 @@ pub enum SensorError {
     Load(#[from] Box<aya::EbpfError>),
     #[error("program {name}: {source}")]
     Program { name: &'static str, source: aya::programs::ProgramError },
+    #[error("the end of the verifier's log:\n{log}\nprogram {name}: the kernel refuses it: {source}")]
+    Unloaded { name: &'static str, log: String, source: std::io::Error },
     #[error("map {name}: {source}")]
     Map { name: &'static str, source: aya::maps::MapError },
     #[error("map {name} is missing from the eBPF object")]

@@ -7,12 +7,20 @@ use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use reroute_common::flow::{Flow, MAX_FLOWS, MAX_PIECES, Piece, Watch};
 use reroute_common::table::{AddressKey, Client, Config, MAX_CLIENTS, Server, pin};
 use std::path::Path;
+use std::time::Duration;
 
 pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/reroute-ebpf.o"));
 
 /// Verbosity of the programs themselves, for those who debug them: error, warn, info, debug or trace. Read when the
 /// programs are loaded; unset, what they would log is cut out by the verifier.
 const LOG_LEVEL: &str = "REROUTE_BPF_LOG";
+
+/// How much of the verifier's log an error carries.
+const LOG_LINES: usize = 40;
+
+/// Between attempts that circumstances prevent.
+const PAUSES: [Duration; 4] =
+    [Duration::ZERO, Duration::from_millis(20), Duration::from_millis(100), Duration::from_millis(500)];
 
 /// Maps that outlive the agent: name, key size, value size, entries (0: whatever).
 const PINNED: [(&str, usize, usize, u32); 9] = [
@@ -71,9 +79,47 @@ fn log_level() -> u8 {
 
 /// Loads the object; maps come from their pins where these exist, and are pinned where they do not.
 pub(super) fn load(settings: &Settings) -> Result<Ebpf, SensorError> {
-    // The verifier's log costs more than its verdict: it is asked for only when there is something to read.
-    load_with(settings, VerifierLogLevel::DISABLE)
-        .or_else(|_| load_with(settings, VerifierLogLevel::default()))
+    // The verifier's log costs more than its verdict: it is asked for only when there is something to read. Its
+    // statistics cost nothing, and without a level the kernel's own error would be lost (aya asks again with a buffer,
+    // which the kernel takes for an invalid argument).
+    let quiet = || load_with(settings, VerifierLogLevel::STATS);
+    patient(&PAUSES, quiet).or_else(|_| load_with(settings, VerifierLogLevel::default()))
+}
+
+/// Tries again, after each of `pauses`, what circumstances prevented: no verdict on the program.
+fn patient<T>(
+    pauses: &[Duration],
+    mut attempt: impl FnMut() -> Result<T, SensorError>,
+) -> Result<T, SensorError> {
+    for pause in pauses {
+        match attempt() {
+            Err(SensorError::Unloaded { source, .. }) if circumstance(&source) => std::thread::sleep(*pause),
+            answer => return answer,
+        }
+    }
+    attempt()
+}
+
+/// EAGAIN: the verifier was interrupted by a signal (libbpf tries five times). ENOMEM, ENOTSUPP: no memory for the
+/// verifier's states, or for the machine's code of a program that is in order.
+fn circumstance(error: &std::io::Error) -> bool {
+    const ENOTSUPP: i32 = 524;
+    matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::ENOMEM | ENOTSUPP))
+}
+
+/// A refusal with the end of the verifier's log, where it says why.
+fn refused(name: &'static str, error: ProgramError) -> SensorError {
+    match error {
+        ProgramError::LoadError { io_error, verifier_log } => {
+            SensorError::Unloaded { name, log: end(&verifier_log.to_string()), source: io_error }
+        }
+        source => SensorError::Program { name, source },
+    }
+}
+
+fn end(log: &str) -> String {
+    let lines: Vec<&str> = log.lines().collect();
+    lines[lines.len().saturating_sub(LOG_LINES)..].join("\n")
 }
 
 fn load_with(settings: &Settings, log: VerifierLogLevel) -> Result<Ebpf, SensorError> {
@@ -89,13 +135,13 @@ fn load_with(settings: &Settings, log: VerifierLogLevel) -> Result<Ebpf, SensorE
         load_xdp(&mut bpf, name)?;
     }
     for name in [EGRESS, INGRESS_TC] {
-        classifier(&mut bpf, name)?.load().map_err(|source| SensorError::Program { name, source })?;
+        classifier(&mut bpf, name)?.load().map_err(|error| refused(name, error))?;
     }
     Ok(bpf)
 }
 
 fn load_xdp(bpf: &mut Ebpf, name: &'static str) -> Result<(), SensorError> {
-    xdp(bpf, name)?.load().map_err(|source| SensorError::Program { name, source })
+    xdp(bpf, name)?.load().map_err(|error| refused(name, error))
 }
 
 /// Hands what the programs log to `tracing`, if they were loaded to log at all.
@@ -169,5 +215,43 @@ pub(super) fn take_array(bpf: &mut Ebpf, name: &'static str) -> Result<MapData, 
     match take_map(bpf, name)? {
         Map::Array(data) => Ok(data),
         _ => Err(SensorError::NoMap { name }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io;
+
+    fn attempts(errors: &[i32]) -> (usize, Result<(), SensorError>) {
+        let mut left = errors.iter();
+        let mut tried = 0;
+        let answer = patient(&[Duration::ZERO; 4], || {
+            tried += 1;
+            left.next().map_or(Ok(()), |code| {
+                let log = end(&(0..90).map(|n| format!("{n}\n")).collect::<String>());
+                Err(SensorError::Unloaded { name: EGRESS, log, source: io::Error::from_raw_os_error(*code) })
+            })
+        });
+        (tried, answer)
+    }
+
+    #[test]
+    fn what_circumstances_prevented_is_tried_again() {
+        assert!(matches!(attempts(&[]), (1, Ok(()))));
+        assert!(matches!(attempts(&[libc::EAGAIN, libc::ENOMEM, 524]), (4, Ok(()))));
+        assert!(matches!(attempts(&[libc::EAGAIN; 9]), (5, Err(SensorError::Unloaded { .. }))));
+    }
+
+    #[test]
+    fn a_verdict_on_the_program_stands_and_says_why_last() {
+        let (tried, answer) = attempts(&[libc::EACCES]);
+        assert_eq!(tried, 1);
+        let said = answer.unwrap_err().to_string();
+        assert!(said.contains("\n50\n") && !said.contains("\n49\n"), "{said}");
+        assert!(
+            said.ends_with("program egress: the kernel refuses it: Permission denied (os error 13)"),
+            "{said}"
+        );
     }
 }
