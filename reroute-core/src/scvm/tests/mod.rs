@@ -1,4 +1,5 @@
 mod blocks;
+mod hung;
 mod orders;
 mod properties;
 mod revoke;
