@@ -76,13 +76,29 @@ fn decode(message: LinkMessage) -> Nic {
     nic
 }
 
-/// IPv4 addresses of the namespace, with the index of their interface.
-pub fn addresses() -> io::Result<Vec<(u32, Ipv4Addr)>> {
+/// An IPv4 address of this node, on the interface of that index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Address {
+    pub index: u32,
+    pub address: Ipv4Addr,
+    pub prefix: u8,
+}
+
+impl Address {
+    /// They share a subnet.
+    pub fn reaches(&self, other: Ipv4Addr) -> bool {
+        let mask = u32::MAX.checked_shl(32 - u32::from(self.prefix.min(32))).unwrap_or(0);
+        (u32::from(self.address) ^ u32::from(other)) & mask == 0
+    }
+}
+
+/// IPv4 addresses of the namespace.
+pub fn addresses() -> io::Result<Vec<Address>> {
     let request = RouteNetlinkMessage::GetAddress(AddressMessage::default());
     Connection::open(NETLINK_ROUTE)?.dump(request, Vec::new, |all, kind, payload| {
         if kind == RTM_NEWADDR && payload.first() == Some(&(libc::AF_INET as u8)) {
             let message = AddressMessage::parse(payload).map_err(invalid)?;
-            let index = message.header.index;
+            let (index, prefix) = (message.header.index, message.header.prefix_len);
             // On a point-to-point link `Address` is the peer's.
             let local = message.attributes.iter().find_map(|a| match a {
                 AddressAttribute::Local(IpAddr::V4(address)) => Some(*address),
@@ -92,7 +108,7 @@ pub fn addresses() -> io::Result<Vec<(u32, Ipv4Addr)>> {
                 AddressAttribute::Address(IpAddr::V4(address)) => Some(*address),
                 _ => None,
             });
-            all.extend(local.or(plain).map(|address| (index, address)));
+            all.extend(local.or(plain).map(|address| Address { index, address, prefix }));
         }
         Ok(())
     })
@@ -116,7 +132,10 @@ mod tests {
             assert!(va.features.is_some());
             ip("link set vb up");
             assert!(read().unwrap()["va"].carrier);
-            assert!(addresses().unwrap().contains(&(va.index, Ipv4Addr::new(10, 9, 0, 1))));
+            let own = Address { index: va.index, address: Ipv4Addr::new(10, 9, 0, 1), prefix: 24 };
+            assert!(addresses().unwrap().contains(&own));
+            assert!(own.reaches([10, 9, 0, 77].into()) && !own.reaches([10, 9, 1, 1].into()));
+            assert!(Address { prefix: 0, ..own }.reaches([1, 1, 1, 1].into()));
             assert!(!all.contains_key("nothere0"));
         });
     }

@@ -1,0 +1,42 @@
+//! Full and small echoes to SCVMs, network by network, each by the interface that leads there.
+
+use super::{Options, sweep};
+use crate::config::{Cluster, Interfaces};
+use crate::netlink::nic;
+use reroute_core::ids::{MS, Network, Path};
+use reroute_core::sweep::{Outcome, Settings};
+use std::net::Ipv4Addr;
+
+/// Blocks, for some ms. Errors, in words: why nothing could be tried.
+pub fn try_all(
+    cluster: &Cluster,
+    interfaces: &Interfaces,
+    paths: &[Path],
+) -> Result<Vec<(Path, Outcome)>, String> {
+    let nics = nic::read().map_err(|error| format!("the interfaces cannot be read: {error}"))?;
+    let mut all = Vec::new();
+    for (network, name) in interfaces.each() {
+        let there = |path: &&Path| path.network == network && network != Network::Private;
+        let (paths, addresses): (Vec<Path>, Vec<Ipv4Addr>) =
+            paths.iter().filter(there).filter_map(|path| Some((*path, address(cluster, *path)?))).unzip();
+        // An interface that is not there, or is down, is the pulses' matter.
+        let Some(nic) = nics.get(name).filter(|nic| nic.carrier && !addresses.is_empty()) else { continue };
+        let options = Options {
+            interface: Some(name.to_string()),
+            mtu: u16::try_from(nic.mtu).unwrap_or(u16::MAX),
+            settings: Settings { longest_patience_ns: 50 * MS, ..Settings::default() },
+        };
+        let report = sweep(&addresses, &options).map_err(|error| format!("ICMP on {name}: {error}"))?;
+        all.extend(paths.into_iter().zip(report.outcomes));
+    }
+    Ok(all)
+}
+
+fn address(cluster: &Cluster, path: Path) -> Option<Ipv4Addr> {
+    let scvm = cluster.scvm(path.scvm)?;
+    match path.network {
+        Network::Storage => Some(scvm.storage),
+        Network::Management => Some(scvm.management),
+        Network::Private => None,
+    }
+}
