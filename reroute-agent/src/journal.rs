@@ -6,6 +6,7 @@
 use crate::clock;
 use reroute_core::ids::BootNs;
 use reroute_core::timeline::{Entry, Event};
+use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
@@ -22,23 +23,38 @@ pub struct Journal {
 /// Entries that may wait for the disk.
 const QUEUE: usize = 4096;
 
+/// The file, and how long its whole lines are.
+struct Lines {
+    file: File,
+    length: u64,
+}
+
+impl Lines {
+    fn append(&mut self, entry: &Entry) -> std::io::Result<()> {
+        let mut line = serde_json::to_vec(entry)?;
+        line.push(b'\n');
+        let written = self.file.write_all(&line);
+        match written {
+            Ok(()) => self.length += line.len() as u64,
+            // A disk takes what it has room for. Half a line would spoil the next one.
+            Err(_) => self.file.set_len(self.length)?,
+        }
+        written
+    }
+}
+
 impl Journal {
     /// Appends to `dir/journal.jsonl`. Errors: the directory or the file cannot be made.
     pub fn open(dir: &Path, node: &str) -> std::io::Result<Journal> {
         std::fs::create_dir_all(dir)?;
-        let mut file =
-            std::fs::OpenOptions::new().create(true).append(true).open(dir.join("journal.jsonl"))?;
+        let file = OpenOptions::new().create(true).append(true).open(dir.join("journal.jsonl"))?;
+        let mut lines = Lines { length: file.metadata()?.len(), file };
         let (queue, entries) = mpsc::sync_channel::<Entry>(QUEUE);
         let lost = Arc::new(AtomicU64::new(0));
         let lost_by_disk = lost.clone();
         std::thread::Builder::new().name("journal".into()).spawn(move || {
             for entry in entries {
-                let written =
-                    serde_json::to_vec(&entry).map_err(std::io::Error::from).and_then(|mut line| {
-                        line.push(b'\n');
-                        file.write_all(&line)
-                    });
-                if let Err(error) = written {
+                if let Err(error) = lines.append(&entry) {
                     lost_by_disk.fetch_add(1, Ordering::Relaxed);
                     tracing::warn!(%error, "journal entry lost");
                 }

@@ -25,6 +25,9 @@ struct Daemon {
     /// Check the configuration, touch nothing, exit.
     #[arg(long)]
     check: bool,
+    /// Keep all that this node's machine is told in this directory, a file for each start, for `replay`.
+    #[arg(long, value_name = "DIR")]
+    record: Option<PathBuf>,
 }
 
 #[derive(Subcommand)]
@@ -46,6 +49,8 @@ fn main() -> ExitCode {
             tracing_subscriber::EnvFilter::try_from_env("REROUTE_LOG").unwrap_or_else(|_| "warn".into()),
         )
         .with_writer(std::io::stderr)
+        // A line that cannot be written is lost. To complain of that would be to panic: it goes to the same full disk.
+        .log_internal_errors(false)
         .init();
     let result = match args.verb {
         Verb::Scvm(daemon) => start(daemon, |c| Ok(c.scvm()?.interfaces.check("scvm")?), scvm::run),
@@ -73,7 +78,8 @@ fn start(
     check: fn(&Config) -> anyhow::Result<()>,
     run: fn(Config) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
-    let config = Config::load(&daemon.config)?;
+    let mut config = Config::load(&daemon.config)?;
+    config.record = daemon.record;
     check(&config)?;
     if daemon.check {
         println!("{}: ok", daemon.config.display());

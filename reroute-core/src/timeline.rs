@@ -3,6 +3,7 @@
 use crate::ids::*;
 use crate::proto::{Evidence, FenceProof};
 use serde::{Deserialize, Serialize};
+use std::net::Ipv4Addr;
 
 /// A line of a journal (JSON).
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -31,6 +32,10 @@ pub enum Event {
     Health { path: Option<Path>, scvm: ScvmId, from: String, to: String, reason: String },
     /// Host: where to, and why.
     Verdict { from: Option<ScvmId>, to: Path, reason: String, evidence: Vec<Evidence> },
+    /// Host in dry mode: what it would do now.
+    WouldMove { to: Path, reason: String },
+    /// Host: an operator chose the mode (dry, auto).
+    ModeSet { mode: String, actor: String },
     /// Meta: the move is on record.
     MoveRecorded {
         host: HostId,
@@ -70,6 +75,12 @@ pub enum Event {
     RouteDisturbed { found: String },
     /// Host or SCVM: sockets destroyed.
     SocketsReset { count: u32 },
+    /// Host: its kernel destroys no sockets; its server is asked to have these connections end.
+    ResetAsked { scvm: ScvmId, epoch: Epoch, connections: u32, round: u32 },
+    /// SCVM: done. `destroyed`: sockets of its own; to the other ports a tickle went.
+    ClientReset { host: HostId, epoch: Epoch, tickled: u32, destroyed: u32 },
+    /// Host: these have ended, so long after the first asking.
+    OldConnectionsEnded { connections: u32, took_ns: u64 },
     /// SCVM, kernel stamp: the first reply to this host since it was admitted here.
     FirstReply { host: HostId, epoch: Epoch },
     /// Meta: an operator keeps a client away for a time; it is on record.
@@ -80,6 +91,19 @@ pub enum Event {
     BlockSet { host: HostId, for_ns: u64 },
     /// Meta: an operator ended the login; it is on record.
     Evicted { host: HostId, from: Option<ScvmId>, epoch: Epoch, actor: String, reason: String },
+    /// Meta: this SCVM is to change the next hop of a host without an agent, and looks after its login until then.
+    Appointed { host: HostId, scvm: ScvmId, why: String },
+    /// Meta: the next hop of a host without an agent is to lead there.
+    NextHopWanted {
+        host: HostId,
+        from: Option<Path>,
+        to: Path,
+        by: ScvmId,
+        reason: String,
+        evidence: Vec<Evidence>,
+    },
+    /// SCVM: it was changed over ssh, and read back.
+    NextHopSet { host: HostId, from: Option<Ipv4Addr>, to: Ipv4Addr, took_ns: u64, reason: String },
     /// An operator suspended or restored enforcement.
     Bypass { on: bool, actor: String },
     /// Anything refused or failed that somebody should look at.

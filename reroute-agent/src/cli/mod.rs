@@ -6,6 +6,7 @@ pub mod drain;
 pub mod flows;
 pub mod logins;
 pub mod moves;
+pub mod replay;
 pub mod route;
 pub mod status;
 
@@ -72,6 +73,9 @@ pub enum Verb {
         #[arg(long, value_enum, default_value_t)]
         output: Output,
     },
+    /// Tell a machine everything again that was recorded with `--record`, and show what it made of it. Exit code 1: it
+    /// did something else than then.
+    Replay(replay::Args),
     /// On a host: the route to the service address.
     #[command(subcommand)]
     Route(RouteVerb),
@@ -105,8 +109,10 @@ pub enum RouteVerb {
         #[command(flatten)]
         common: Common,
     },
-    /// Pin nothing any more: the host goes where it is best by itself.
+    /// Pin nothing any more, and end dry mode: the host goes where it is best by itself.
     Auto(Common),
+    /// Decide and say so, but change nothing: the mode of a host that was just installed.
+    Dry(Common),
 }
 
 pub fn run(verb: Verb) -> anyhow::Result<()> {
@@ -117,6 +123,7 @@ pub fn run(verb: Verb) -> anyhow::Result<()> {
         Verb::Block(verb) => block::run(verb),
         Verb::Bypass { switch, common } => bypass::run(switch, common),
         Verb::Doctor { config, output } => doctor::run(&config, output),
+        Verb::Replay(args) => replay::run(&args),
         Verb::Route(verb) => route::run(verb),
         Verb::Drain(args) => drain::run(args),
         Verb::Move(verb) => moves::run(verb),
