@@ -87,11 +87,20 @@ impl SessionMaster {
                 self.holders(scvm, incarnation, term, clients, now)?;
                 self.ok()
             }
+            ToMeta::Driven { host, report } => {
+                self.driven_report(scvm, host, report, now)?;
+                self.ok()
+            }
+            ToMeta::PeerSilent { scvm: of } => {
+                self.peer_silent(scvm, of, now)?;
+                self.ok()
+            }
             ToMeta::HostReport { .. }
             | ToMeta::Move { .. }
             | ToMeta::Released { .. }
             | ToMeta::FencedByPulse { .. }
             | ToMeta::DomainDead { .. }
+            | ToMeta::ResetWanted { .. }
             | ToMeta::Arrived { .. } => Err(Refusal::WrongSender { node }),
         }
     }
@@ -126,12 +135,17 @@ impl SessionMaster {
                 self.heard(of, scvm, epoch, Heard::Domain { by: host, boot }, now, out)?;
             }
             ToMeta::Arrived { epoch, path } => self.arrived(host, epoch, path)?,
+            ToMeta::ResetWanted { epoch, network, ports, own } => {
+                self.reset_wanted(host, epoch, (network, ports, own), out)?;
+            }
             ToMeta::SessionOpen { .. }
             | ToMeta::KeepAlive { .. }
             | ToMeta::Prepared { .. }
             | ToMeta::Fenced { .. }
             | ToMeta::FenceWaits { .. }
             | ToMeta::Holders { .. }
+            | ToMeta::Driven { .. }
+            | ToMeta::PeerSilent { .. }
             | ToMeta::Admitted { .. }
             | ToMeta::LoginWanted { .. } => return Err(Refusal::WrongSender { node }),
         }
@@ -272,6 +286,27 @@ impl SessionMaster {
             report.route_age_ns = 0;
             self.generation += 1;
         }
+        Ok(())
+    }
+
+    /// Passed on once, and only to the server where the login stands at that very epoch: who has admitted the host.
+    fn reset_wanted(
+        &self,
+        host: HostId,
+        epoch: Epoch,
+        (network, mut ports, own): (Network, Vec<u16>, bool),
+        out: &mut Vec<Effect>,
+    ) -> Result<(), Refusal> {
+        let login = self.hosts.get(&host).filter(|h| !h.uncertain);
+        let scvm = match login.and_then(|h| h.record()).map(|r| &r.login.state) {
+            Some(LoginState::At { scvm, epoch: at, .. }) if *at == epoch => *scvm,
+            _ => {
+                let current = self.hosts.get(&host).map(|h| h.epoch()).unwrap_or_default();
+                return Err(Refusal::StaleEpoch { got: epoch, current });
+            }
+        };
+        ports.truncate(MOST_RESET);
+        push(NodeId::Scvm(scvm), Order::ResetClient { host, epoch, network, ports, own }, out);
         Ok(())
     }
 }

@@ -7,10 +7,11 @@ use super::{Effect, SessionMaster};
 use crate::ids::*;
 use crate::proto::*;
 use crate::timeline::Event;
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeSet, VecDeque};
 
 /// What holds for clients without an agent. Times in ns.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Agentless {
     /// Their lease at an SCVM: no affirmation of their own prolongs it.
     pub session_ns: u64,
@@ -35,8 +36,7 @@ const WANT_NS: u64 = SEC;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct Calls {
     want: Option<Want>,
-    /// When the budget is whole again.
-    whole_at: BootNs,
+    budget: Budget,
     /// Last moves: when, from where, to where.
     moves: VecDeque<(BootNs, ScvmId, ScvmId)>,
     slowed_said: bool,
@@ -57,16 +57,33 @@ pub(super) struct Told {
     pub(super) age_ns: u64,
 }
 
-impl Calls {
-    /// How long the next move has to wait.
-    fn wait(&self, rule: &Agentless, now: BootNs) -> u64 {
+/// [`Agentless::burst`] in a row, then one in each [`Agentless::move_every_ns`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(super) struct Budget {
+    whole_at: BootNs,
+}
+
+impl Budget {
+    /// How long the next one has to wait.
+    pub(super) fn wait(&self, rule: &Agentless, now: BootNs) -> u64 {
         let owed = self.whole_at.since(now);
         owed.saturating_sub(u64::from(rule.burst.saturating_sub(1)).saturating_mul(rule.move_every_ns))
     }
 
+    pub(super) fn charge(&mut self, rule: &Agentless, now: BootNs) {
+        self.whole_at = self.whole_at.max(now).plus(rule.move_every_ns);
+    }
+}
+
+impl Calls {
+    /// How long the next move has to wait.
+    fn wait(&self, rule: &Agentless, now: BootNs) -> u64 {
+        self.budget.wait(rule, now)
+    }
+
     /// A move from another server is on record.
     pub(super) fn charge(&mut self, rule: &Agentless, from: ScvmId, to: ScvmId, now: BootNs) {
-        self.whole_at = self.whole_at.max(now).plus(rule.move_every_ns);
+        self.budget.charge(rule, now);
         self.moves.push_back((now, from, to));
         if self.moves.len() > REMEMBERED {
             self.moves.pop_front();
