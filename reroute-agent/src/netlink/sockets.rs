@@ -12,6 +12,9 @@ use std::net::{IpAddr, SocketAddr};
 
 /// Kernel number of the state.
 const ESTABLISHED: u8 = 1;
+const SYN_SENT: u8 = 2;
+const TIME_WAIT: u8 = 6;
+const CLOSE: u8 = 7;
 
 /// Which sockets are meant: every part that is given must match. IPv4-mapped IPv6 addresses count as IPv4.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -52,7 +55,19 @@ pub fn count(filter: &Filter) -> io::Result<u32> {
     Ok(list(filter)?.len() as u32)
 }
 
-/// Whether this kernel destroys sockets: asked for one that cannot exist. Errors: EPERM without CAP_NET_ADMIN.
+impl Tcp {
+    /// Its SYN has not been answered.
+    pub fn is_connecting(&self) -> bool {
+        self.state == SYN_SENT
+    }
+    /// It may still wait for something, or have something to send.
+    pub fn is_alive(&self) -> bool {
+        !matches!(self.state, TIME_WAIT | CLOSE)
+    }
+}
+
+/// Whether this kernel destroys sockets: asked for one that cannot exist. Errors: EPERM without CAP_NET_ADMIN. (Before
+/// Linux 4.5 the message itself is unknown: EINVAL.)
 pub fn can_destroy() -> io::Result<bool> {
     let mut nobody = SocketId::new_v4();
     // Any cookie; nothing has port 0.
@@ -61,7 +76,7 @@ pub fn can_destroy() -> io::Result<bool> {
     match Connection::open(NETLINK_SOCK_DIAG)?.change(SockDiagDestroy::new(message), 0) {
         Ok(()) => Ok(true),
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(true),
-        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(false),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EINVAL)) => Ok(false),
         Err(error) => Err(error),
     }
 }
@@ -86,6 +101,8 @@ pub fn destroy_where(filter: &Filter, wanted: impl Fn(&Tcp) -> bool) -> io::Resu
         match connection.change(SockDiagDestroy::new(message), 0) {
             Ok(()) => destroyed += 1,
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+            // Older kernels destroy none that only waits for its name to be free again; nothing is lost by it.
+            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) && !tcp.is_alive() => {}
             // One that resists must not save the others.
             Err(error) => failure = Some(error),
         }
@@ -105,6 +122,16 @@ impl Before {
     /// Whether a socket was there then. One that still connects counts as old: its SYN may have gone the old way.
     pub fn had(&self, tcp: &Tcp) -> bool {
         tcp.state != ESTABLISHED || self.0.contains(&tcp.cookie)
+    }
+
+    /// These alone.
+    pub fn of(sockets: &[Tcp]) -> Before {
+        Before(sockets.iter().map(|tcp| tcp.cookie).collect())
+    }
+
+    /// Whether it is one of them, whatever became of it.
+    pub fn is_among(&self, tcp: &Tcp) -> bool {
+        self.0.contains(&tcp.cookie)
     }
 }
 
