@@ -16,12 +16,36 @@ pub enum Judgement {
     Open,
 }
 
-/// Probes sent from here on say something of a fence that stands since then: one that was under way already saves
-/// its time, unless a reply has left since it was sent.
-pub fn evidence_from(settings: &Settings, server: &Server, fenced_at: BootNs) -> BootNs {
+/// What the last NULL call says of a fence that stands since then. One that was sent before it and still waits says
+/// more than one that is sent now, unless a reply has left since it was sent; an answer must be of now.
+fn evidence(settings: &Settings, server: &Server, fenced_at: BootNs) -> Option<Probed> {
+    let from = wanted_from(settings, server, fenced_at);
+    let waits = |p: &Probed| !p.answered && p.took_ns >= settings.null_rpc_ns;
+    server.probed().filter(|p| p.sent_at >= from || waits(p) && p.sent_at > server.facts().last_reply_at)
+}
+
+fn wanted_from(settings: &Settings, server: &Server, fenced_at: BootNs) -> BootNs {
     let from = BootNs(fenced_at.0.saturating_sub(settings.null_rpc_ns));
     let last_reply = server.facts().last_reply_at;
     if last_reply < fenced_at { from.max(last_reply.plus(1)) } else { from }
+}
+
+/// A probe sent then or later is wanted: at once if there is none, and now and then.
+pub fn probe_from(settings: &Settings, server: &Server, fenced_at: BootNs) -> BootNs {
+    match evidence(settings, server, fenced_at) {
+        Some(probed) => probed.sent_at,
+        None => wanted_from(settings, server, fenced_at),
+    }
+}
+
+/// A NULL call waits in vain, and so does everybody else since it was sent.
+pub fn answers_nothing(settings: &Settings, server: &Server, fenced_at: BootNs, now: BootNs) -> bool {
+    let last_reply = server.facts().last_reply_at;
+    let waited = |p: Probed| !p.answered && now.since(p.sent_at) >= settings.null_rpc_ns;
+    server.is_alive()
+        && !server.replies_leave(now)
+        && evidence(settings, server, fenced_at)
+            .is_some_and(|p| waited(p) && last_reply < p.sent_at.min(fenced_at))
 }
 
 /// Quiet is not hung: with its only client cut off, a healthy server sends no reply either. So it is asked, and
@@ -36,11 +60,10 @@ pub fn judge(settings: &Settings, server: &Server, fenced_at: BootNs, now: BootN
     }
     let last_reply = server.facts().last_reply_at;
     let quiet = now.since(last_reply) / MS;
-    let probe = server.probed().filter(|p| p.sent_at >= evidence_from(settings, server, fenced_at));
+    let probe = evidence(settings, server, fenced_at);
     // A call that was refused at once has waited for nobody.
     let early = |p: Probed| now.since(p.sent_at) < settings.null_rpc_ns;
-    let hung = probe.is_some_and(|p| !p.answered && !early(p) && last_reply < p.sent_at.min(fenced_at));
-    if hung {
+    if answers_nothing(settings, server, fenced_at, now) {
         return Judgement::Kill(format!("a NULL call failed, no reply to anybody for {quiet} ms"));
     }
     // Replies that are in its sockets already will not leave them.

@@ -2,17 +2,19 @@
 //!
 //! Each effect that can fail names the input it comes back as.
 
+use crate::duplicate::Claims;
 use crate::ids::*;
 use crate::proto::{MetaReply, Order, ToMeta};
 use crate::timeline::Event;
 use reroute_common::admission::Word;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// Result of an effect; the error is for people.
 pub type Outcome<T> = Result<T, String>;
 
 /// How the kernel treats who is not admitted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Mode {
     /// Counts what it would drop.
     Shadow,
@@ -22,7 +24,7 @@ pub enum Mode {
 }
 
 /// What the kernel says of the server as a whole.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ServerFacts {
     /// The incarnation the kernel was told of; 0: none yet.
     pub incarnation: Incarnation,
@@ -37,22 +39,33 @@ pub struct ServerFacts {
     pub session_deadline_no_agent: BootNs,
 }
 
+/// A word of the kernel, in a recording.
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "Word")]
+struct AsNumber(u64);
+
 /// What the kernel says of one host.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ClientFacts {
     pub host: HostId,
     pub has_agent: bool,
+    #[serde(with = "AsNumber")]
     pub word: Word,
     /// Until when its own host affirms it.
     pub affirm_deadline: BootNs,
     /// Until when an operator keeps it away; 0: nobody does.
     pub blocked_until: BootNs,
     pub connections: u32,
+    /// Calls accepted and not answered.
+    pub in_progress: u32,
+    /// Calls ever answered.
+    pub replies: u64,
 }
 
 /// The kernel's answer to a command: the word as it stands, and the counts read after it was set.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Answer {
+    #[serde(with = "AsNumber")]
     pub word: Word,
     pub in_progress: u32,
     pub orphans: u32,
@@ -68,7 +81,7 @@ impl Answer {
 }
 
 /// A transition that the programs reported.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Signal {
     pub kind: SignalKind,
     pub at: BootNs,
@@ -78,7 +91,7 @@ pub struct Signal {
     pub limit_ns: u64,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum SignalKind {
     Unanswered,
     UnansweredEnd,
@@ -103,7 +116,7 @@ pub enum SignalKind {
 }
 
 /// Which way the packets go that a signal is about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Way {
     /// From the client.
     In,
@@ -112,7 +125,7 @@ pub enum Way {
 }
 
 /// What a message to Meta was, given back with its reply.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Tag {
     Open {
         session: u64,
@@ -131,22 +144,31 @@ pub enum Tag {
 }
 
 /// Why a host's sockets are destroyed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Purpose {
     Prepare,
     Fence,
     /// Of a client without an agent that is not served: it is to come with new ones.
     Unseen,
+    /// Of a client that gets no replies while others do: it is to begin anew, here.
+    Wedged,
 }
 
 /// Sockets of a host: how many were destroyed, how many are left.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Purge {
     pub destroyed: u32,
     pub left: u32,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+/// Connections that a client is to be rid of: to so many ports a tickle went; so many were sockets of our own, destroyed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Tickled {
+    pub tickled: u32,
+    pub destroyed: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Input {
     /// Time has passed.
     Tick,
@@ -154,6 +176,8 @@ pub enum Input {
     Server(ServerFacts),
     Clients(Vec<ClientFacts>),
     Signal(Signal),
+    /// Calls waited at the last look already, a few ms ago, and no reply has left for anybody since.
+    Quiet,
     /// A server process, by the pidfile: alive and held by a pidfd.
     ServerSeen {
         pid: u32,
@@ -209,6 +233,13 @@ pub enum Input {
         purpose: Purpose,
         purge: Outcome<Purge>,
     },
+    ClientReset {
+        host: HostId,
+        epoch: Epoch,
+        result: Outcome<Tickled>,
+    },
+    /// A probe has been answered, or its time is over: then it is waited for still, and a late answer is told as well,
+    /// or (`answered: false` without a probe under way) the end of its connection.
     NullRpc {
         answered: bool,
         took_ns: u64,
@@ -226,6 +257,8 @@ pub enum Input {
         result: Outcome<()>,
     },
     BypassPersisted(Outcome<()>),
+    /// Who else has this SCVM's storage address.
+    OwnAddress(Outcome<Claims>),
     KillSent {
         incarnation: Incarnation,
         result: Outcome<()>,
@@ -236,7 +269,7 @@ pub enum Input {
     },
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Effect {
     /// → [`Input::Reply`]
     Send {
@@ -273,6 +306,17 @@ pub enum Effect {
         epoch: Epoch,
         purpose: Purpose,
     },
+    /// Have the client's connections from these ports of its address on `network` end: where there is a socket here it is
+    /// left alone, or destroyed (`own`); else a segment goes out that fits nothing → [`Input::ClientReset`]
+    ResetClient {
+        host: HostId,
+        epoch: Epoch,
+        network: Network,
+        ports: Vec<u16>,
+        own: bool,
+        /// Counts up per host: the numbers in the segment differ from the last one's.
+        round: u32,
+    },
     /// Ask the local server → [`Input::NullRpc`]; one at a time.
     ProbeNull,
     /// Put NULL_FAILED into the pulses, or take it out → [`Input::AgentStateSet`]
@@ -288,6 +332,8 @@ pub enum Effect {
     SetMode {
         mode: Mode,
     },
+    /// Ask on the storage network who else has this SCVM's address → [`Input::OwnAddress`]
+    AskOwnAddress,
     /// Keep an operator's decision over restarts of the agent → [`Input::BypassPersisted`]
     PersistBypass {
         on: bool,

@@ -80,10 +80,13 @@ fn a_hung_server_is_killed_when_a_probe_of_now_has_failed() {
         revoke(&mut node, false);
         node.run(80 * MS);
         let took = fence_to_kill(&node);
-        assert!((20 * MS..=75 * MS).contains(&took), "lead {lead} ms: {took} ns");
+        assert!(took <= 75 * MS, "lead {lead} ms: {took} ns");
         soonest = took.min(soonest);
     }
-    assert!(soonest <= 25 * MS, "a probe that was under way counts: {soonest}");
+    assert!(
+        soonest <= 2 * MS,
+        "a call that has waited long enough already leaves nothing to wait for: {soonest}"
+    );
 }
 
 #[test]
