@@ -3,7 +3,7 @@
 use crate::ids::*;
 
 /// Smaller is better. The private path needs no route and is only where a host without one ends up.
-pub(super) fn rank(path: Path, local: ScvmId) -> u8 {
+pub(crate) fn rank(path: Path, local: ScvmId) -> u8 {
     match (path.network, path.scvm == local) {
         (Network::Storage, true) => 0,
         (Network::Storage, false) => 1,
@@ -15,7 +15,7 @@ pub(super) fn rank(path: Path, local: ScvmId) -> u8 {
 
 /// SCVMs as a host prefers them: its own, then the others in an order of its own, so that the hosts of a dead SCVM
 /// spread over those that are left (rendezvous hashing: losing one changes nothing among the rest).
-pub(super) fn preference(host: HostId, local: ScvmId, scvms: &[ScvmId]) -> Vec<ScvmId> {
+pub(crate) fn preference(host: HostId, local: ScvmId, scvms: &[ScvmId]) -> Vec<ScvmId> {
     let mut order: Vec<ScvmId> = scvms.to_vec();
     order.sort_by_key(|s| (*s != local, std::cmp::Reverse(weight(host, *s)), *s));
     order.dedup();
@@ -63,7 +63,7 @@ impl Budget {
 /// How long a better target must have been well before the host goes there: short after one failure, doubling with
 /// each further one up to the maximum, and forgetting one of them in each quiet time of that maximum's length.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct HoldDown {
+pub(crate) struct HoldDown {
     first_ns: u64,
     max_ns: u64,
     departures: u32,

@@ -1,8 +1,6 @@
 //! Stay, change the path to the same server, or ask Meta for a move.
 
 use super::choice::rank;
-use super::moves::has_no_session;
-use super::path::STREAK;
 use super::phase::{Ask, LettingGo, Moving, Phase, Trip};
 use super::*;
 
@@ -17,14 +15,12 @@ const FENCE_NS: u64 = 10 * SEC;
 const STUCK_NS: u64 = SEC;
 /// A planned move waits for a moment without calls in progress, but not for longer than this.
 const QUIET_NS: u64 = SEC;
-/// After a message that Meta did not take, Meta counts as out of reach for this long.
-const META_AWAY_NS: u64 = SEC;
 
 impl Machine {
     pub(super) fn decide(&mut self, now: BootNs, fx: &mut Effects) {
         // Whoever still wants it says so again.
         let quiet_awaited = self.quiet_awaited.take();
-        if self.route.found.is_none() || self.route.blocked_by().is_some() {
+        if self.route.found.is_none() || (self.route.blocked_by().is_some() && !self.is_dry()) {
             return;
         }
         match &self.phase {
@@ -58,6 +54,7 @@ impl Machine {
             Phase::Settled => {}
         }
         match self.login {
+            None if self.is_dry() => self.decide_dry(now, fx),
             None => self.first_login(now, fx),
             // Let go by a former instance: Meta must say first what became of it.
             Some(login) if !self.may_affirm(login.epoch) => {}
@@ -68,7 +65,7 @@ impl Machine {
     fn judge_place(&mut self, login: Current, quiet_awaited: Option<BootNs>, now: BootNs, fx: &mut Effects) {
         let here = self.path_now();
         if self.has_failed(login.scvm) {
-            let pieces = self.servers.get(&login.scvm).map(|s| s.failed.clone()).unwrap_or_default();
+            let pieces = self.servers.get(&login.scvm).map(|s| s.case.pieces()).unwrap_or_default();
             if let Some(to) = self.best(now, |p| p.scvm != login.scvm)
                 && self.meta_is_usable(now)
             {
@@ -83,6 +80,7 @@ impl Machine {
             // The route has not followed the login yet: that comes first.
         } else if self.health(here) == Health::Failed || !self.has_carrier(here.network) {
             self.leave_path(login, here, now, fx);
+        } else if self.leave_stuck_storage(login, now, fx) {
         } else if !self.follow_wishes(login, here, quiet_awaited, now, fx) {
             self.improve(login, here, quiet_awaited, now, fx);
         }
@@ -90,7 +88,10 @@ impl Machine {
 
     /// The path is lost, the server is not.
     fn leave_path(&mut self, login: Current, here: Path, now: BootNs, fx: &mut Effects) {
-        let reason = format!("{here} is lost");
+        let reason = match self.paths.get(&here).is_some_and(|p| p.narrow) {
+            true => format!("{here} carries small frames only: MTU"),
+            false => format!("{here} is lost"),
+        };
         let pieces = vec![Piece { kind: EvidenceKind::PathLost, path: Some(here), at: now }];
         let same = [Network::Storage, Network::Management]
             .map(|network| Path { scvm: login.scvm, network })
@@ -127,7 +128,7 @@ impl Machine {
                 *path != lost
                     && path.network != Network::Private
                     && self.has_carrier(path.network)
-                    && matches!(state.health, Health::Healthy | Health::Suspect)
+                    && matches!(state.health, Health::Healthy | Health::Suspect | Health::Recovering)
                     && state.last_reply.is_some_and(recently)
             })
     }
@@ -179,7 +180,14 @@ impl Machine {
         };
         let candidates = self.paths.keys().copied().filter(|p| self.pin_allows(*p, here)).filter(better);
         let Some(to) = candidates.min_by_key(|p| self.preference_key(*p, Some(login.scvm))) else { return };
-        if self.budget.left(now) == 0 {
+        // A still better one that will have been well for long enough in a moment: one change instead of two.
+        let soon = |p: &Path| {
+            rank(*p, local) < rank(to, local)
+                && self.pin_allows(*p, here)
+                && self.is_usable(*p, now)
+                && self.stable_ns(*p, now) >= wait_ns / 10 * 9
+        };
+        if self.paths.keys().any(soon) || self.budget.left(now) == 0 {
             return;
         }
         let reason = format!("{to} is better than {here} and was well for {} ms", wait_ns / MS);
@@ -291,7 +299,7 @@ impl Machine {
         // The target is as good as it was, if it is only the old server that failed.
         let stays = died.is_some() && !failed && !moving.target_lost && !refused;
         if let Some(to) = self.best(now, |p| p.scvm != target).filter(|_| !stays) {
-            let pieces = self.servers.get(&target).map(|s| s.failed.clone()).unwrap_or_default();
+            let pieces = self.servers.get(&target).map(|s| s.case.pieces()).unwrap_or_default();
             self.ask(to, planned, reason, pieces, now, fx);
         } else if !failed && !moving.target_lost {
             // None other is fit. At a new epoch this one may be able to admit.
@@ -310,7 +318,7 @@ impl Machine {
     /// that is what the move waits for, and it would wait with any target.
     fn drains(&self, moving: &Moving) -> bool {
         let works = |(scvm, going): (&ScvmId, &LettingGo)| {
-            let facts = self.servers.get(scvm).filter(|s| s.failed.is_empty()).and_then(|s| s.facts);
+            let facts = self.servers.get(scvm).filter(|s| !s.case.stands()).and_then(|s| s.facts);
             *scvm != moving.to
                 && !going.idle_taken
                 && facts.is_some_and(|f| f.in_progress > 0 || f.orphans > 0)
@@ -318,7 +326,7 @@ impl Machine {
         !moving.released_told || moving.letting_go.iter().any(works)
     }
 
-    fn ask(
+    pub(super) fn ask(
         &mut self,
         to: Path,
         planned: bool,
@@ -378,56 +386,5 @@ impl Machine {
         let from = Some(to.scvm);
         fx.push(Effect::Journal(Event::Verdict { from, to, reason: reason.clone(), evidence }));
         self.go(Trip { path: to, reason, since: now, login_is_new: false, keep: None }, now, fx);
-    }
-
-    fn meta_is_usable(&self, now: BootNs) -> bool {
-        self.meta_up
-            && !self.is_kept_away(now)
-            && self.meta_failed_at.is_none_or(|at| now.since(at) >= META_AWAY_NS)
-    }
-
-    /// The path carries: it is healthy now, by answers of its own.
-    pub(super) fn is_usable(&self, path: Path, now: BootNs) -> bool {
-        let Some(state) = self.paths.get(&path) else { return false };
-        let fresh_ns = 3 * state.interval_ns.min(self.settings.standby_ns);
-        path.network != Network::Private
-            && self.has_carrier(path.network)
-            && state.health == Health::Healthy
-            && state.streak >= STREAK
-            && state.last_reply.is_some_and(|at| now.since(at) <= fresh_ns)
-            && !self.has_failed(path.scvm)
-    }
-
-    /// The path carries, and the server there can take a client.
-    pub(super) fn is_eligible(&self, path: Path, now: BootNs) -> bool {
-        let session = self.sessions.get(&path.scvm);
-        self.is_usable(path, now)
-            && self.servers.get(&path.scvm).and_then(|s| s.facts).is_some_and(|f| f.is_well() && f.enforcing)
-            && !has_no_session(session)
-            && !self.draining.contains(&path.scvm)
-            && self.refused.get(&path.scvm).is_none_or(|until| now >= *until)
-    }
-
-    pub(super) fn best(&self, now: BootNs, wanted: impl Fn(Path) -> bool) -> Option<Path> {
-        let paths = self.paths.keys().copied();
-        paths
-            .filter(|p| wanted(*p) && self.is_eligible(*p, now))
-            .min_by_key(|p| self.preference_key(*p, None))
-    }
-
-    /// Rank; then the server the host is at; then its own order.
-    fn preference_key(&self, path: Path, at: Option<ScvmId>) -> (u8, bool, usize) {
-        let position = self.position.get(&path.scvm).copied().unwrap_or(usize::MAX);
-        (rank(path, self.settings.local), at.is_some_and(|at| at != path.scvm), position)
-    }
-
-    /// How long path and server have been well without a break.
-    pub(super) fn stable_ns(&self, path: Path, now: BootNs) -> u64 {
-        let path_since = self.paths.get(&path).and_then(|s| s.healthy_since);
-        let server_since = self.servers.get(&path.scvm).and_then(|s| s.well_since);
-        match (path_since, server_since) {
-            (Some(a), Some(b)) => now.since(a.max(b)),
-            _ => 0,
-        }
     }
 }

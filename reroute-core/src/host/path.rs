@@ -5,8 +5,13 @@ use crate::proto::Health;
 
 /// Replies in a row before a path counts as healthy.
 pub(super) const STREAK: u32 = 3;
-/// Pulses that must have been sent in time and stayed unanswered before silence means anything.
-const UNANSWERED: u32 = 3;
+/// Pulses that must have been sent in time and stayed unanswered before silence means anything. On a network that loses
+/// one frame in twenty, each way, so many in a row are lost once in 100,000 times: a doubt, not yet a loss of its own.
+const UNANSWERED: u32 = 5;
+/// A pulse that has been out for this long is news: a kernel answers in a fraction of a millisecond.
+pub(super) const OVERDUE_NS: u64 = 3 * MS;
+/// A doubt that has lasted for this long will not be settled by asking quickly.
+pub(super) const DOUBT_NS: u64 = 200 * MS;
 /// Replies of related paths that a loss needs as its witnesses.
 const WITNESSES: usize = 2;
 
@@ -16,28 +21,31 @@ pub(super) struct PathState {
     pub interval_ns: u64,
     /// When the next pulse is due.
     pub due: BootNs,
-    /// Silence counts from here at the earliest: start, or the last time the observer itself was in doubt.
-    window_from: BootNs,
     pub last_reply: Option<BootNs>,
     unanswered: u32,
+    /// When the first of the unanswered pulses left.
+    waiting_since: Option<BootNs>,
     pub streak: u32,
     /// Without a break since then.
     pub healthy_since: Option<BootNs>,
     pub rtt_ns: Option<u64>,
+    /// Small frames pass, full ones do not: pulses say nothing about what NFS needs.
+    pub narrow: bool,
 }
 
 impl PathState {
-    pub fn new(now: BootNs, due: BootNs, interval_ns: u64) -> PathState {
+    pub fn new(due: BootNs, interval_ns: u64) -> PathState {
         PathState {
             health: Health::Unknown,
             interval_ns,
             due,
-            window_from: now,
             last_reply: None,
             unanswered: 0,
+            waiting_since: None,
             streak: 0,
             healthy_since: None,
             rtt_ns: None,
+            narrow: false,
         }
     }
 
@@ -46,32 +54,49 @@ impl PathState {
         lost_ns.max(4 * self.interval_ns)
     }
 
-    fn silence_from(&self) -> BootNs {
-        self.last_reply.map_or(self.window_from, |at| at.max(self.window_from))
+    /// For how long pulses have stayed unanswered: a path that is not asked is not silent.
+    fn silence(&self, now: BootNs) -> u64 {
+        self.waiting_since.map_or(0, |since| now.since(since))
     }
 
     /// Silent for longer than `limit`, whatever that is worth.
     pub fn is_silent(&self, lost_ns: u64, now: BootNs) -> bool {
-        now.since(self.silence_from()) >= self.limit(lost_ns)
+        self.silence(now) >= self.limit(lost_ns)
     }
 
-    pub fn sent_in_time(&mut self) {
+    pub fn sent_in_time(&mut self, at: BootNs) {
         self.unanswered = self.unanswered.saturating_add(1);
+        self.waiting_since.get_or_insert(at);
+    }
+
+    /// A pulse of its own is out for too long.
+    pub fn is_overdue(&self, now: BootNs) -> bool {
+        self.waiting_since.is_some_and(|since| now.since(since) >= OVERDUE_NS)
+    }
+
+    /// From when on, and until when, it is to be asked quickly, unless an answer comes.
+    pub fn doubt(&self) -> Option<(BootNs, BootNs)> {
+        let since = self.waiting_since.filter(|_| self.health != Health::Failed)?;
+        Some((since.plus(OVERDUE_NS), since.plus(DOUBT_NS)))
     }
 
     /// The observer was in doubt: what was missed until now counts for nothing.
-    pub fn rebase(&mut self, now: BootNs) {
-        self.window_from = now;
+    pub fn rebase(&mut self) {
         self.unanswered = 0;
+        self.waiting_since = None;
     }
 
     /// A reply came. Returns the former state if it changed.
     pub fn replied(&mut self, rtt_ns: u64, now: BootNs) -> Option<Health> {
         self.last_reply = Some(now);
         self.rtt_ns = Some(rtt_ns);
-        self.unanswered = 0;
-        self.streak = self.streak.saturating_add(1);
+        let before = std::mem::take(&mut self.unanswered);
+        // After a gap, one answer is not yet a path that carries. One that is only late is no gap.
+        let missed = before > 1 && self.is_overdue(now);
+        self.streak = if missed { 1 } else { self.streak.saturating_add(1) };
+        self.waiting_since = None;
         let next = match self.health {
+            _ if self.narrow => Health::Failed,
             Health::Healthy => Health::Healthy,
             Health::Suspect if self.healthy_since.is_some() => Health::Healthy,
             _ if self.streak >= STREAK => Health::Healthy,
@@ -108,11 +133,11 @@ impl PathState {
             return None;
         }
         let limit = self.limit(lost_ns);
-        let silence = now.since(self.silence_from());
+        let silence = self.silence(now);
         if silence >= limit && self.unanswered >= UNANSWERED {
             // They must have answered in the second half of the silence: whoever fell silent together with this
             // path says nothing about it.
-            if witnesses(self.silence_from().plus(limit / 2)) >= WITNESSES {
+            if witnesses(self.waiting_since.unwrap_or(now).plus(limit / 2)) >= WITNESSES {
                 return self.fail();
             }
         }

@@ -1,14 +1,16 @@
 //! Pulses: when, where, with which flag; and what replies and silence say.
 
+use super::case::Change;
 use super::path::PathState;
 use super::*;
+use serde::{Deserialize, Serialize};
 
 /// Answered pulses that are remembered as witnesses.
 const ANSWERS: usize = 64;
 /// SCVMs besides the active one that are pulsed often.
 const STANDBYS: usize = 2;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum PulseFlag {
     /// This host is served there, at the epoch.
     Affirm,
@@ -19,27 +21,27 @@ pub enum PulseFlag {
 
 impl Machine {
     /// Something of ours ran later than a pulse period: what was missed meanwhile was missed by us.
-    pub(super) fn judge_lateness(&mut self, late_ns: u64, now: BootNs) {
+    pub(super) fn judge_lateness(&mut self, late_ns: u64) {
         if late_ns > self.settings.pulse_ns {
             self.late += 1;
-            self.rebase(now);
+            self.rebase();
         }
     }
 
-    fn rebase(&mut self, now: BootNs) {
+    fn rebase(&mut self) {
         for path in self.paths.values_mut() {
-            path.rebase(now);
+            path.rebase();
         }
     }
 
-    pub(super) fn sent(&mut self, path: Path, due: BootNs, at: BootNs, error: Option<String>, now: BootNs) {
+    pub(super) fn sent(&mut self, path: Path, due: BootNs, at: BootNs, error: Option<String>) {
         let late = at.since(due) > self.settings.pulse_ns;
         if late {
-            self.judge_lateness(at.since(due), now);
+            self.judge_lateness(at.since(due));
         } else if let Some(path) = self.paths.get_mut(&path) {
             // A hard no from our own stack (no route, no carrier) is as good as silence.
             let _ = error;
-            path.sent_in_time();
+            path.sent_in_time(at);
         }
     }
 
@@ -49,13 +51,13 @@ impl Machine {
             return; // it waited in a queue: true once, not now
         }
         // Everybody was silent, and now somebody speaks: the silence was ours.
-        let together = self.settings.path_lost_ns.max(if self.login.is_some() {
+        let together = self.settings.path_lost_ns.max(if self.served_by().is_some() {
             0
         } else {
             4 * self.settings.standby_ns
         });
         if self.last_answer.is_some_and(|at| now.since(at) >= together) {
-            self.rebase(now);
+            self.rebase();
         }
         self.last_answer = Some(now);
         if self.answers.len() == ANSWERS {
@@ -65,10 +67,8 @@ impl Machine {
 
         let former = self.paths.get_mut(&path).and_then(|s| s.replied(rtt, now));
         self.tell_health(path, former, "pulses come back", fx);
-        let news = self.servers.get_mut(&path.scvm).is_some_and(|s| s.heard(path, facts, now));
-        if news {
-            self.tell_server(path.scvm, fx);
-        }
+        let change = self.servers.get_mut(&path.scvm).and_then(|s| s.heard(path, facts, now));
+        let news = self.tell_server(path.scvm, change, now, fx);
         self.watch_incarnation(path.scvm, &facts, fx);
         self.closed_seen(path.scvm, &facts, now, fx);
         // A quiet moment is over soon: whoever waited for one takes it now.
@@ -116,30 +116,54 @@ impl Machine {
                 Network::Private => s.health == Health::Failed || s.is_silent(lost_ns, now),
                 _ => s.health == Health::Failed,
             });
-            if lost && self.servers.get_mut(&scvm).is_some_and(|s| s.all_paths_lost(now)) {
-                self.tell_server(scvm, fx);
+            if lost {
+                let change = self.servers.get_mut(&scvm).and_then(|s| s.all_paths_lost(now));
+                self.tell_server(scvm, change, now, fx);
             }
         }
     }
 
     /// A path of the active server is in doubt: the standbys are asked as often as it is, so that their answers are
     /// there when they are needed.
-    pub(super) fn is_urgent(&self) -> bool {
-        let Some(login) = self.login else { return false };
+    pub(super) fn is_urgent(&self, now: BootNs) -> bool {
+        let Some(scvm) = self.served_by() else { return false };
         let in_doubt = |(p, s): (&Path, &PathState)| {
             p.network != Network::Private && matches!(s.health, Health::Suspect | Health::Failed)
         };
-        let failed = self.has_failed(login.scvm);
+        let failed = self.has_failed(scvm) || self.is_doubtful(now);
         // A path that stays lost while the host is served well by another one is no emergency.
         let served = self.route.wanted.is_some_and(|p| {
-            p.scvm == login.scvm && self.paths.get(&p).is_some_and(|s| s.health == Health::Healthy)
+            p.scvm == scvm && self.paths.get(&p).is_some_and(|s| s.health == Health::Healthy)
         });
-        failed || (self.paths_of(login.scvm).any(in_doubt) && !served)
+        failed || (self.paths_of(scvm).any(in_doubt) && !served)
+    }
+
+    /// When [`Input::Tick`] is wanted next.
+    pub fn next_tick(&self) -> BootNs {
+        let beat = self.ticked.plus(self.settings.pulse_ns);
+        let soon = self.ticked.plus(self.settings.doubt_ns);
+        self.doubts()
+            .filter(|(_, until)| soon <= *until)
+            .fold(beat, |next, (from, _)| next.min(from.max(soon)))
+    }
+
+    /// What may be wrong with the server behind the login, and its paths: from when on, and until when, it is to be
+    /// asked quickly.
+    fn doubts(&self) -> impl Iterator<Item = (BootNs, BootNs)> {
+        let scvm = self.served_by();
+        let server = scvm.and_then(|s| self.servers.get(&s)).and_then(|s| s.doubt_until());
+        let paths = scvm.into_iter().flat_map(|s| self.paths_of(s)).filter_map(|(_, path)| path.doubt());
+        server.map(|until| (BootNs(0), until)).into_iter().chain(paths)
+    }
+
+    /// The server behind the login may have failed, or a path to it, and a few more answers will tell.
+    fn is_doubtful(&self, now: BootNs) -> bool {
+        self.doubts().any(|(from, until)| from <= now && now <= until)
     }
 
     /// SCVMs that get pulses at full rate.
     fn is_active(&self, scvm: ScvmId) -> bool {
-        self.login.is_some_and(|l| l.scvm == scvm) || self.phase.concerns(scvm)
+        self.served_by() == Some(scvm) || self.phase.concerns(scvm)
     }
 
     fn standbys(&self) -> Vec<ScvmId> {
@@ -149,17 +173,20 @@ impl Machine {
         let others = || self.order.iter().filter(|s| !self.is_active(**s));
         let first = others().filter(reachable);
         let then = others().filter(|s| !reachable(s));
-        let number = if self.login.is_some() { STANDBYS } else { STANDBYS + 1 };
+        let number = if self.served_by().is_some() { STANDBYS } else { STANDBYS + 1 };
         first.chain(then).take(number).copied().collect()
     }
 
     /// Emits the pulses that are due.
     pub(super) fn pulse(&mut self, now: BootNs, due: BootNs, fx: &mut Effects) {
         let standbys = self.standbys();
-        let standby_ns = if self.is_urgent() { self.settings.pulse_ns } else { self.settings.standby_ns };
+        let served_by = self.served_by().filter(|_| self.is_doubtful(now));
+        let standby_ns = if self.is_urgent(now) { self.settings.pulse_ns } else { self.settings.standby_ns };
         let paths: Vec<Path> = self.paths.keys().copied().collect();
         for path in paths {
-            let interval_ns = if self.is_active(path.scvm) {
+            let interval_ns = if served_by == Some(path.scvm) {
+                self.settings.doubt_ns
+            } else if self.is_active(path.scvm) {
                 self.settings.pulse_ns
             } else if standbys.contains(&path.scvm) {
                 standby_ns
@@ -167,8 +194,11 @@ impl Machine {
                 self.settings.rest_ns
             };
             let Some(state) = self.paths.get_mut(&path) else { continue };
+            // In doubt, each tick asks. Who is asked more often from now on is asked when that has passed since the last.
+            let last = BootNs(state.due.0.saturating_sub(state.interval_ns));
+            let latest = if served_by == Some(path.scvm) { due } else { last.plus(interval_ns) };
             state.interval_ns = interval_ns;
-            state.due = state.due.min(due.plus(interval_ns));
+            state.due = state.due.min(latest);
             if state.due > now {
                 continue;
             }
@@ -200,7 +230,7 @@ impl Machine {
 
     pub(super) fn has_failed(&self, scvm: ScvmId) -> bool {
         // One that was taken out of the configuration is as good as dead: nobody looks at it, and nothing leads there.
-        self.servers.get(&scvm).is_none_or(|s| !s.failed.is_empty())
+        self.servers.get(&scvm).is_none_or(|s| s.case.stands())
     }
 
     pub(super) fn health(&self, path: Path) -> Health {
@@ -226,17 +256,22 @@ impl Machine {
         }
     }
 
-    fn tell_server(&self, scvm: ScvmId, fx: &mut Effects) {
-        let Some(server) = self.servers.get(&scvm) else { return };
-        let names: Vec<String> = server.failed.iter().map(|p| format!("{:?}", p.kind)).collect();
-        let (from, to) = if names.is_empty() { ("failed", "healthy") } else { ("healthy", "failed") };
+    /// True: the server has failed, or is well again.
+    fn tell_server(&mut self, scvm: ScvmId, change: Option<Change>, now: BootNs, fx: &mut Effects) -> bool {
+        let stood = |state: Health| matches!(state, Health::Failed | Health::Recovering);
+        let Some((from, to)) = change.filter(|(from, to)| stood(*from) != stood(*to)) else { return false };
+        let Some(server) = self.servers.get(&scvm) else { return false };
+        let names: Vec<String> = server.case.pieces().iter().map(|p| format!("{:?}", p.kind)).collect();
         fx.push(Effect::Journal(Event::Health {
             path: None,
             scvm,
-            from: from.into(),
-            to: to.into(),
+            from: format!("{from:?}").to_lowercase(),
+            to: format!("{to:?}").to_lowercase(),
             reason: names.join(", "),
         }));
+        // Others may be about to find out: Meta puts it together.
+        self.report_to_meta(now, fx);
+        true
     }
 }
 

@@ -19,12 +19,38 @@ pub struct Local {
     /// How often this agent itself was late.
     pub late: u64,
     pub faults: Vec<String>,
+    /// Dry, or auto.
+    pub mode: Mode,
+    /// Every server, by this host's own evidence.
+    #[serde(default)]
+    pub servers: Vec<ServerStanding>,
     /// Where an operator wants this host to be.
     #[serde(default)]
     pub pin: Option<Pin>,
+    /// The last connections that this kernel could not end itself.
+    #[serde(default)]
+    pub reset: Option<ResetStanding>,
+}
+
+/// A server as this host finds it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct ServerStanding {
+    pub scvm: ScvmId,
+    pub state: Health,
+    /// What a verdict rests on, or is held against it as yet.
+    pub evidence: Vec<Evidence>,
 }
 
 impl Machine {
+    fn standings(&self) -> Vec<ServerStanding> {
+        let standing = |(scvm, server): (&ScvmId, &verdict::ServerState)| ServerStanding {
+            scvm: *scvm,
+            state: server.case.state(),
+            evidence: server.case.pieces().iter().map(|p| p.of(self.settings.host)).collect(),
+        };
+        self.servers.iter().map(standing).collect()
+    }
+
     pub fn report(&self, now: BootNs) -> HostReport {
         let private = Path { scvm: self.settings.local, network: Network::Private };
         HostReport {
@@ -71,7 +97,10 @@ impl Machine {
             hold_down_ns: self.hold_down.clone().wait_ns(now),
             late: self.late,
             faults: self.faults.values().cloned().collect(),
+            mode: if self.is_dry() { Mode::Dry } else { Mode::Auto },
+            servers: self.standings(),
             pin: self.pinned().cloned(),
+            reset: self.client_reset.as_ref().map(|r| r.standing(now)),
         }
     }
 

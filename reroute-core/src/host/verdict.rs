@@ -1,18 +1,17 @@
 //! One server: what its kernel says of it in the pulses, and when that means that it has failed.
 
+use super::case::{Case, Change};
+use super::path::DOUBT_NS;
 use crate::ids::*;
 use crate::proto::{Evidence, EvidenceKind};
 use reroute_common::admission::{Word, rank};
+use serde::{Deserialize, Serialize};
 
-/// Consecutive replies that must say the same before it counts.
-const CONSECUTIVE: u32 = 2;
-/// Consecutive good replies before a failed server counts as well again.
-const RECOVERED: u32 = 3;
 /// What an SCVM's agent said holds for this long after its last sign of life in the kernel.
 const AGENT_WORD_NS: u64 = 300 * MS;
 
 /// Where a client stands in an SCVM's kernel.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Rank {
     #[default]
     Held,
@@ -34,7 +33,7 @@ impl From<Word> for Rank {
 }
 
 /// What a verified pulse reply says.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Facts {
     pub scvm_boot: u64,
     /// The SCVM's own clock: echoed, never compared with ours.
@@ -49,6 +48,10 @@ pub struct Facts {
     /// As last said by the SCVM's agent, which may be gone: see [`Facts::null_failed_now`].
     pub null_failed: bool,
     pub enforcing: bool,
+    /// Calls for data wait over their limit, and none is answered for anybody, whatever else is.
+    pub data_silent: bool,
+    /// Since a call for data was last answered there, for anybody.
+    pub data_reply_age_ns: u64,
     /// Calls of this host accepted there and not answered.
     pub in_progress: u32,
     pub orphans: u32,
@@ -71,8 +74,16 @@ impl Facts {
     pub fn null_failed_now(&self) -> bool {
         self.null_failed && self.agent_age_ns <= AGENT_WORD_NS
     }
-    fn hung(&self) -> bool {
-        self.silent && self.null_failed_now()
+    /// What is to be held against the server. Not silence with calls of one sort only: that is another matter.
+    fn against(&self) -> Vec<EvidenceKind> {
+        use EvidenceKind::*;
+        let says =
+            [(ListenerGone, !self.listening), (Silent, self.silent), (NullFailed, self.null_failed_now())];
+        says.into_iter().filter(|(_, holds)| *holds).map(|(kind, _)| kind).collect()
+    }
+    /// The server is there, its storage is not.
+    fn is_without_storage(&self) -> bool {
+        self.data_silent && self.listening && !self.null_failed_now()
     }
     /// Fit to take a client.
     pub fn is_well(&self) -> bool {
@@ -97,14 +108,14 @@ impl Piece {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct ServerState {
     pub facts: Option<Facts>,
-    not_listening: u32,
-    hung: u32,
-    well: u32,
+    pub case: Case,
     pub well_since: Option<BootNs>,
+    /// What its kernel says has been bad since then, without a break.
+    pub ill_since: Option<BootNs>,
     /// Not one reply since then showed this host without calls in progress.
     pub busy_since: Option<BootNs>,
-    /// Why it has failed; empty: it has not.
-    pub failed: Vec<Piece>,
+    /// It has been without its storage since then.
+    pub without_storage_since: Option<BootNs>,
 }
 
 impl ServerState {
@@ -113,46 +124,33 @@ impl ServerState {
         self.facts.map_or((0, 0), |f| (f.scvm_boot, f.scvm_stamp))
     }
 
-    /// A fresh reply. Returns true if the server was found to have failed, or to be well again.
-    pub fn heard(&mut self, path: Path, facts: Facts, now: BootNs) -> bool {
+    /// A fresh reply. Returns what it changes.
+    pub fn heard(&mut self, path: Path, facts: Facts, now: BootNs) -> Option<Change> {
         if self.facts.is_some_and(|f| f.scvm_boot == facts.scvm_boot && f.scvm_stamp > facts.scvm_stamp) {
-            return false; // overtaken by a later one on another network
+            return None; // overtaken by a later one on another network
         }
         self.facts = Some(facts);
-        let count = |counter: u32, holds: bool| if holds { counter.saturating_add(1) } else { 0 };
-        self.not_listening = count(self.not_listening, !facts.listening);
-        self.hung = count(self.hung, facts.hung());
-        self.well = count(self.well, facts.is_well());
-        if self.well == 0 {
-            self.well_since = None;
-        } else if self.well_since.is_none() {
-            self.well_since = Some(now);
-        }
-        self.busy_since = (facts.in_progress > 0).then(|| self.busy_since.unwrap_or(now));
-        let piece = |kind| Piece { kind, path: Some(path), at: now };
-        if self.failed.is_empty() {
-            if self.not_listening >= CONSECUTIVE {
-                self.failed = vec![piece(EvidenceKind::ListenerGone)];
-            } else if self.hung >= CONSECUTIVE {
-                self.failed = vec![piece(EvidenceKind::Silent), piece(EvidenceKind::NullFailed)];
-            }
-            !self.failed.is_empty()
-        } else if self.well >= RECOVERED {
-            self.failed.clear();
-            true
-        } else {
-            false
-        }
+        let since = |holds: bool, before: Option<BootNs>| holds.then(|| before.unwrap_or(now));
+        self.well_since = since(facts.is_well(), self.well_since);
+        self.ill_since = since(!facts.is_well(), self.ill_since);
+        self.without_storage_since = since(facts.is_without_storage(), self.without_storage_since);
+        self.busy_since = since(facts.in_progress > 0, self.busy_since);
+        self.case.hear(&facts.against(), path, now)
     }
 
-    /// Every path to it was found lost. Returns true if that is news.
-    pub fn all_paths_lost(&mut self, now: BootNs) -> bool {
-        self.well = 0;
+    /// Its kernel speaks of a failure that is not one yet: until when it is to be asked quickly.
+    pub fn doubt_until(&self) -> Option<BootNs> {
+        self.ill_since.filter(|_| !self.case.stands()).map(|since| since.plus(DOUBT_NS))
+    }
+
+    /// A call for data was answered there within the last `ns`, and none waits for too long.
+    pub fn reaches_storage(&self, ns: u64) -> bool {
+        self.facts.is_some_and(|f| !f.data_silent && f.data_reply_age_ns < ns)
+    }
+
+    /// Every path to it was found lost. Returns what that changes.
+    pub fn all_paths_lost(&mut self, now: BootNs) -> Option<Change> {
         self.well_since = None;
-        if !self.failed.is_empty() {
-            return false;
-        }
-        self.failed = vec![Piece { kind: EvidenceKind::AllPathsLost, path: None, at: now }];
-        true
+        self.case.found(EvidenceKind::AllPathsLost, now)
     }
 }
