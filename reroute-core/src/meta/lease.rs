@@ -213,5 +213,6 @@ impl SessionMaster {
 }
 
 fn needs_lease(order: &Order) -> bool {
-    matches!(order, Order::Admit { .. } | Order::At { .. } | Order::Moving { .. } | Order::Evicted { .. })
+    use Order::*;
+    matches!(order, Admit { .. } | At { .. } | Moving { .. } | Evicted { .. } | Drive { .. })
 }

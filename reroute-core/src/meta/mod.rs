@@ -11,6 +11,7 @@
 //! | `proofs` | the ways to know that a server is shut, as plug-ins |
 //! | `operator` | what operators ask of Meta: drain, vouch |
 //! | `wanted` | clients without an agent: where they call, and how often they may move |
+//! | `driven` | ESXi hosts: which SCVM changes their next hop, and where to |
 //! | `blocks` | clients that an operator keeps away |
 //! | `holders` | who holds what, by the servers' own word; ghosts; ending a login |
 //! | `twins` | two agents that speak as one node |
@@ -19,10 +20,12 @@
 //!
 //! Sessions live in memory. Logins are records in a store that knows compare-and-set only; a record takes effect
 //! when the store has confirmed it, never before. The master never starts a move by itself: a host asks for its own,
-//! and for a client without an agent the server does that it calls at.
+//! and for a client without an agent the server does that it calls at. Of an ESXi host it has the next hop changed, and
+//! the login follows as with any other.
 
 mod blocks;
 mod copies;
+mod driven;
 mod holders;
 mod lease;
 mod login;
@@ -30,6 +33,7 @@ mod moves;
 mod operator;
 mod proofs;
 mod record;
+mod recorded;
 mod requests;
 mod sessions;
 #[cfg(test)]
@@ -38,6 +42,7 @@ mod twins;
 mod view;
 mod wanted;
 
+pub use driven::DrivenSettings;
 pub use lease::Leadership;
 pub use operator::{OperatorAnswer, OperatorAsk, StillThere};
 pub use proofs::command::{
@@ -45,6 +50,7 @@ pub use proofs::command::{
 };
 pub use proofs::{Waiting, does_not_cover};
 pub use record::{Holder, Record, Versioned};
+pub use recorded::Start;
 pub use wanted::Agentless;
 
 use crate::block::{Ask, BlockList, Denial, Done};
@@ -54,12 +60,13 @@ use crate::timeline::Event;
 use copies::Copies;
 use lease::Lease;
 use login::HostLogin;
+use serde::{Deserialize, Serialize};
 use sessions::Session;
 use std::collections::BTreeMap;
 use std::hash::{Hash, Hasher};
 
 /// What the master is told once. Times in ns.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Settings {
     pub cluster: String,
     /// Grows with each start; drawn from the store.
@@ -85,7 +92,7 @@ fn with_drift(ns: u64) -> u64 {
 }
 
 /// Names one message until it is answered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct RequestId(pub u64);
 
 /// A message on its way to its answer.
@@ -99,10 +106,10 @@ struct Post {
 }
 
 /// Names one question of an operator until it is answered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Ticket(pub u64);
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Input {
     /// A genuine message of our cluster and version, from a configured node.
     Message { request: RequestId, from: NodeId, incarnation: Incarnation, seq: u64, msg: ToMeta },
@@ -132,7 +139,7 @@ pub enum Input {
     BlocksStored { result: Result<(), (String, Option<BlockList>)>, wall: WallMs },
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Effect {
     /// Exactly one per [`Input::Message`], some only when the store has confirmed the lease. Whoever numbers the pushes fills in [`MetaReply::Session`]'s `orders_to`.
     Reply {
@@ -192,6 +199,7 @@ pub struct SessionMaster {
     lease: Lease,
     blocks: blocks::Blocks,
     twins: twins::Twins,
+    driven: driven::Driven,
     generation: u64,
     /// SCVMs that are being drained, as the store has them; and what is on its way there.
     drains: BTreeMap<ScvmId, Draining>,
@@ -218,8 +226,10 @@ impl Hash for SessionMaster {
             commands,
             blocks,
             twins: _,
+            driven,
         } = self;
-        (settings.term, started, sessions, hosts, lease, drains, draining, commands, blocks).hash(state);
+        (settings.term, started, sessions, hosts, lease, drains, draining, commands, blocks, driven)
+            .hash(state);
     }
 }
 
@@ -246,12 +256,19 @@ impl SessionMaster {
             commands: BTreeMap::new(),
             blocks: blocks::Blocks::default(),
             twins: twins::Twins::default(),
+            driven: driven::Driven::default(),
         }
     }
 
     /// A fence command is configured.
     pub fn with_fence_command(mut self, settings: FenceCommandSettings) -> SessionMaster {
         self.command = Some(settings);
+        self
+    }
+
+    /// The next hops of these ESXi hosts are driven by SCVMs.
+    pub fn with_driven(mut self, settings: DrivenSettings, now: BootNs) -> SessionMaster {
+        self.driven = driven::Driven::new(settings, now);
         self
     }
 

@@ -306,6 +306,7 @@ impl SessionMaster {
                 self.ask_for_proofs(id, None, now, out);
             }
         }
+        self.drive(now, out);
     }
 
     fn tick_host(&mut self, id: HostId, now: BootNs, out: &mut Vec<Effect>) {

@@ -8,7 +8,7 @@ use crate::timeline::Event;
 use serde::{Deserialize, Serialize};
 
 /// `actor` says who asks, as it goes on record.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum OperatorAsk {
     /// All hosts leave by planned moves, and nobody moves there.
     Drain { scvm: ScvmId, draining: Draining },
@@ -169,9 +169,7 @@ impl SessionMaster {
             let Some(record) = host.record() else { continue };
             let why = match &record.login.state {
                 LoginState::At { scvm: at, .. } if *at == scvm => match &host.report {
-                    _ if !host.has_agent => {
-                        "it has no agent: it leaves when its next hop is changed".to_string()
-                    }
+                    _ if !host.has_agent => self.why_driven_stays(*id),
                     None => "its agent has not been heard: it cannot leave".to_string(),
                     Some((_, heard)) if now.since(*heard) > 5 * SEC => {
                         format!("its agent was last heard {} s ago", now.since(*heard) / SEC)

@@ -3,8 +3,13 @@
 use super::{SessionMaster, with_drift};
 use crate::block::HolderFacts;
 use crate::ids::*;
-use crate::proto::{ServerHealth, SessionState};
+use crate::proto::{Health, HostReport, ServerHealth, SessionState};
 use std::collections::BTreeMap;
+
+/// So many hosts that found an SCVM failed are independent of what one of them may suffer from.
+const OBSERVERS: usize = 2;
+/// Hosts report each second: what one said last holds for so long.
+const REPORT_NS: u64 = 2 * SEC;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Session {
@@ -72,16 +77,28 @@ impl SessionMaster {
     /// Brings a session's state up to the time.
     pub(super) fn judge(&mut self, scvm: ScvmId, now: BootNs) {
         let (keepalive, lease) = (self.settings.keepalive_ns, self.lapses_after());
+        let failed_by = self.failed_by(scvm, now);
+        let (failed_by, hosts) = (failed_by.len(), failed_by.join(", "));
         let Some(session) = self.sessions.get_mut(&scvm) else { return };
         let Some(renewed) = session.renewed else { return };
         let age = now.since(renewed);
         let (state, reason) = if age > lease {
             (SessionState::Lost, format!("no keepalive for more than {} ms", lease / MS))
+        } else if age > 2 * keepalive && failed_by >= OBSERVERS {
+            // Its own silence and that of its paths: two kinds of evidence, from different observers.
+            (
+                SessionState::Lost,
+                format!("no keepalive for more than {} ms, and {hosts} found it failed", 2 * keepalive / MS),
+            )
         } else if age > 3 * keepalive {
             (SessionState::Suspect, "keepalives are late".to_string())
         } else {
-            let (well, reason) = words(&session.health);
-            (if well { SessionState::Alive } else { SessionState::Suspect }, reason)
+            let (well, mut reason) = words(&session.health);
+            if failed_by > 0 {
+                let more = format!("{hosts} found it failed");
+                reason = if reason.is_empty() { more } else { format!("{reason}; {more}") };
+            }
+            (if well && failed_by == 0 { SessionState::Alive } else { SessionState::Suspect }, reason)
         };
         if session.state != state {
             session.since = now;
@@ -91,6 +108,17 @@ impl SessionMaster {
             session.reason = reason;
             self.generation += 1;
         }
+    }
+
+    /// Names of the hosts that have lately found this SCVM, or every path to it, failed.
+    fn failed_by(&self, scvm: ScvmId, now: BootNs) -> Vec<&str> {
+        let failed = |report: &HostReport| {
+            let mut here = report.paths.iter().filter(|p| p.path.scvm == scvm).peekable();
+            here.peek().is_some() && here.all(|p| p.state == Health::Failed)
+        };
+        let fresh = |(report, at): &(HostReport, BootNs)| now.since(*at) <= REPORT_NS && failed(report);
+        let said = |host: &HostId| self.hosts.get(host).and_then(|h| h.report.as_ref()).is_some_and(fresh);
+        self.settings.hosts.iter().filter(|info| said(&info.id)).map(|info| info.name.as_str()).collect()
     }
 
     /// From here on the SCVM itself, whatever its clock does within drift, holds the session for over.
@@ -137,5 +165,6 @@ fn words(health: &ServerHealth) -> (bool, String) {
     if health.bypass {
         wrong.push("bypass: enforcement is suspended".to_string());
     }
+    wrong.extend(health.duplicate.clone());
     (well, wrong.join("; "))
 }

@@ -36,6 +36,7 @@ impl SessionMaster {
                 report: h.report.as_ref().map(|(r, _)| r.clone()),
                 has_agent: h.has_agent,
                 wants: h.calls.view(&self.settings.agentless, now),
+                driven: self.driven_view(info.id, now),
                 report_age_ns: h.report.as_ref().map(|(_, at)| now.since(*at)),
             })
         });
@@ -51,7 +52,7 @@ impl SessionMaster {
                 .map(|(scvm, draining)| DrainView { scvm: *scvm, draining: draining.clone() })
                 .collect(),
             blocks: self.running_blocks(now),
-            alarms: self.twins.alarms(now),
+            alarms: self.twins.alarms(now).into_iter().chain(self.driven_alarms(now)).collect(),
         }
     }
 }

@@ -9,10 +9,11 @@ use crate::ids::*;
 use crate::meta::{Effect, SessionMaster};
 use crate::proto::{FenceProof, Refusal, SessionState};
 use crate::timeline::Event;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 
 /// Times in ns.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Settings {
     /// A failed run is repeated after this.
     pub retry_ns: u64,
@@ -21,7 +22,7 @@ pub struct Settings {
 }
 
 /// One run, for whoever carries it out.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Run {
     pub run: u64,
     /// 1 for the first one since the SCVM's last success.
@@ -31,7 +32,7 @@ pub struct Run {
     pub logins: Vec<(HostId, Epoch)>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Outcome {
     /// Exit code 0: fenced for good.
     Fenced,

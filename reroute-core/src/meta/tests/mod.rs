@@ -1,12 +1,14 @@
 mod agentless;
 mod blocks;
 mod chaos;
+mod driven;
 mod holders;
 mod lease;
 mod nodes;
 mod operator;
 mod proofs;
 mod retarget;
+mod sessions;
 mod table;
 mod world;
 

@@ -390,3 +390,44 @@ fn nobody_is_admitted_while_the_store_may_say_otherwise() {
         }
     }
 }
+
+/// A client that cannot end its connections itself: passed on to the server that has admitted it, and to no other.
+#[test]
+fn a_reset_goes_to_the_server_of_that_very_epoch_or_nowhere() {
+    let mut w = at_a();
+    let host = NodeId::Host(X);
+    let wish = |epoch, ports: &[u16]| ToMeta::ResetWanted {
+        epoch: Epoch(epoch),
+        network: Network::Storage,
+        ports: ports.to_vec(),
+        own: false,
+    };
+    let order = |effects: &[Effect]| match effects {
+        [Effect::Push { node, order: Order::ResetClient { host: X, epoch, network, ports, own: false } }] => {
+            (*node, *epoch, *network, ports.clone())
+        }
+        other => panic!("{other:?}"),
+    };
+    let (reply, effects) = send(&mut w.master.clone(), host, 1, wish(1, &[700, 701]), w.now);
+    assert_eq!(reply, MetaReply::Ok { term: Term(1) });
+    assert_eq!(order(&effects), (NodeId::Scvm(A), Epoch(1), Network::Storage, vec![700, 701]));
+    let many: Vec<u16> = (1..=1000).collect();
+    let (_, effects) = send(&mut w.master.clone(), host, 1, wish(1, &many), w.now);
+    assert_eq!(order(&effects).3.len(), MOST_RESET);
+    for epoch in [0, 2] {
+        let (reply, effects) = send(&mut w.master.clone(), host, 1, wish(epoch, &[700]), w.now);
+        assert_eq!(refused(reply), Refusal::StaleEpoch { got: Epoch(epoch), current: Epoch(1) });
+        assert_eq!(effects, []);
+    }
+    let (reply, _) = send(&mut w.master.clone(), NodeId::Scvm(C), 1, wish(1, &[700]), w.now);
+    assert_eq!(refused(reply), Refusal::WrongSender { node: NodeId::Scvm(C) });
+    // On record, and not admitted yet: neither the old one nor the new one.
+    w.scvms.get_mut(&A).unwrap().waits = true;
+    w.ask(C, true);
+    w.calm_until("under way", |w| w.record().is_some_and(|r| r.moving_to().is_some()));
+    for epoch in [1, 2] {
+        let (reply, effects) = send(&mut w.master.clone(), host, 1, wish(epoch, &[700]), w.now);
+        assert_eq!(refused(reply), Refusal::StaleEpoch { got: Epoch(epoch), current: Epoch(2) });
+        assert!(!effects.iter().any(|e| matches!(e, Effect::Push { order: Order::ResetClient { .. }, .. })));
+    }
+}
