@@ -126,7 +126,9 @@ pub struct Watch {
     pub oldest_at: u64,
     pub waiting: u32,
     pub stalled: u32,
-    pub _to_cache_line: [u64; 3],
+    /// As `over`, of the connections whose oldest call reads or writes data.
+    pub over_data: u64,
+    pub _to_cache_line: [u64; 2],
 }
 const _: () = assert!(size_of::<Watch>() == 64);
 

@@ -30,6 +30,11 @@ pub mod class {
     /// Everything else of NFS and MOUNT.
     pub const METADATA: u32 = 3;
     pub const COUNT: usize = 4;
+
+    /// It has to reach the storage behind the server.
+    pub const fn is_data(class: u32) -> bool {
+        class == READ || class == WRITE
+    }
 }
 
 /// An IPv4 address as the maps hold it: `::ffff:a.b.c.d`.

@@ -29,6 +29,8 @@ pub mod server {
     pub const ENFORCING: u32 = 4;
     /// The SCVM's agent asked its own server (NULL RPC) and got no answer in time.
     pub const NULL_FAILED: u32 = 8;
+    /// Calls for data wait, and none has been answered for anybody for longer than the limit, whatever else is.
+    pub const DATA_SILENT: u32 = 16;
 }
 
 /// All fields little endian. A request fills the first part and leaves the rest zero; a reply keeps the request's
@@ -62,8 +64,8 @@ pub struct Pulse {
     pub server_state: u32,
     /// Calls waiting, all clients.
     pub calls_waiting: u32,
-    /// Since the last reply left for anybody, ns (`u64::MAX`: none since start).
-    pub last_reply_age_ns: u64,
+    /// Since the last reply to a READ, a WRITE or a COMMIT left for anybody, ns (`u64::MAX`: none since start).
+    pub data_reply_age_ns: u64,
     /// Age of the oldest waiting call, as of the timer's last look, ns.
     pub oldest_call_age_ns: u64,
     /// Connections with `unanswered` raised.

@@ -201,6 +201,8 @@ pub struct Server {
     pub session_deadline_no_agent: u64,
     pub incarnation: u64,
     pub last_reply_at: u64,
+    /// The last one to a READ, a WRITE or a COMMIT.
+    pub data_reply_at: u64,
     /// When the timer last ran, boot ns.
     pub tick_at: u64,
     pub ticks: u64,
@@ -213,6 +215,9 @@ pub struct Server {
     pub stalled_flows: u32,
     pub listening: u32,
     pub listener_gone_at: u64,
+    /// 1: calls for data wait over their limit, and none has been answered for as long.
+    pub data_silent: u32,
+    pub _pad: u32,
     /// As of the timer's last look. Exact if over 50 ms, or over its limit; else no call is older. 0: none waits.
     pub oldest_call_age_ns: u64,
     pub silent_count: u64,
@@ -231,7 +236,7 @@ pub struct Server {
     /// Where the search for a free piece goes on.
     pub next_piece: u64,
 }
-const _: () = assert!(size_of::<Server>() == 96 + 8 * 13);
+const _: () = assert!(size_of::<Server>() == 112 + 8 * 13);
 crate::pod!(Config, AddressKey, Client, Server);
 
 const _: () = assert!(network::COUNT == 3);

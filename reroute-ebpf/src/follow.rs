@@ -10,8 +10,9 @@ use crate::rpc;
 use crate::stream::{self, Fit, Rest, Side, Step};
 use core::ffi::c_void;
 use reroute_common::admission::Word;
+use reroute_common::class;
 use reroute_common::event::{Event, kind, way};
-use reroute_common::flow::{Flow, stream as bits};
+use reroute_common::flow::{Flow, call, stream as bits};
 use reroute_common::table::{Client, Server, orphan};
 
 /// Steps through one segment: two per record, so even 64 KiB of the shortest replies fit.
@@ -218,7 +219,11 @@ unsafe extern "C" fn reply_step<P: Packet>(_: u32, walk: *mut c_void) -> i64 {
 fn reply(place: &Place, xid: u32) {
     let (line, client, server) = (place.line, place.client, place.server);
     at!(server.last_reply_at).set(place.now);
-    flow::answer(line, client, xid, place.now);
+    if let Some(call) = flow::answer(line, client, xid, place.now)
+        && class::is_data(call::class(call))
+    {
+        at!(server.data_reply_at).set(place.now);
+    }
     let word = Word(at!(client.word).get());
     let reported = at!(client.first_reply_epoch).get();
     if word.is_admitted()

@@ -99,10 +99,13 @@ fn answer<P: Packet>(
     if at!(server.silent).get() != 0 {
         state |= bits::SILENT;
     }
+    if at!(server.data_silent).get() != 0 {
+        state |= bits::DATA_SILENT;
+    }
     if mode == mode::ENFORCE {
         state |= bits::ENFORCING;
     }
-    let last_reply = at!(server.last_reply_at).get();
+    let last_data = at!(server.data_reply_at).get();
     words.element(0).set(first & !(0xff << 40) | (kind::REPLY as u64) << 40);
     at!(request.scvm_boot).set(at!(config.scvm_boot).get());
     at!(request.scvm_stamp).set(now);
@@ -111,11 +114,7 @@ fn answer<P: Packet>(
     at!(request.lease_ns).set(lease_end.saturating_sub(now));
     at!(request.server_state).set(state);
     at!(request.calls_waiting).set(at!(server.waiting).get());
-    at!(request.last_reply_age_ns).set(if last_reply == 0 {
-        u64::MAX
-    } else {
-        now.saturating_sub(last_reply)
-    });
+    at!(request.data_reply_age_ns).set(if last_data == 0 { u64::MAX } else { now.saturating_sub(last_data) });
     at!(request.oldest_call_age_ns).set(at!(server.oldest_call_age_ns).get());
     at!(request.stalled_flows).set(at!(server.stalled_flows).get());
     // After the word, in this order: a call that becomes an orphan in between is seen twice, not never.

@@ -6,6 +6,7 @@ use crate::maps::{self, TIMER, TimerValue};
 use crate::{at, flow};
 use aya_ebpf::helpers::generated as helpers;
 use core::ffi::c_void;
+use reroute_common::class;
 use reroute_common::event::{Event, kind, way};
 use reroute_common::flow::{Flow, call, raised};
 use reroute_common::table::{Config, Server};
@@ -50,6 +51,8 @@ struct Found {
     stalled: u32,
     /// The shortest limit that a call is over; 0: none is.
     over: u64,
+    /// ... a connection's oldest one, which is one for data.
+    over_data: u64,
     /// When the oldest call came, boot ns; 0: none waits.
     oldest_at: u64,
 }
@@ -135,6 +138,10 @@ pub fn judge(
     at!(server.stalled_flows).set(at!(scan.all.stalled).get());
     at!(server.oldest_call_age_ns).set(if oldest_at == 0 { 0 } else { now.saturating_sub(oldest_at) });
 
+    let over = at!(scan.all.over_data).get();
+    let silence = age(scan, now.saturating_sub(at!(server.data_reply_at).get()), over);
+    at!(server.data_silent).set((over != 0 && over <= silence) as u32);
+
     // Silence is judged by the limit of whoever waits too long: no reply for anybody for as long as that.
     let over = at!(scan.all.over).get();
     let silence = age(scan, now.saturating_sub(at!(server.last_reply_at).get()), over);
@@ -153,6 +160,7 @@ fn forget(found: Shared<Found>) {
     at!(found.waiting).set(0);
     at!(found.stalled).set(0);
     at!(found.over).set(0);
+    at!(found.over_data).set(0);
     at!(found.oldest_at).set(0);
 }
 
@@ -181,12 +189,14 @@ unsafe extern "C" fn scan_watch(index: u32, _: *mut c_void) -> i64 {
         at!(watch.waiting).set(at!(scan.some.waiting).get());
         at!(watch.stalled).set(at!(scan.some.stalled).get());
         at!(watch.over).set(at!(scan.some.over).get());
+        at!(watch.over_data).set(at!(scan.some.over_data).get());
         at!(watch.oldest_at).set(at!(scan.some.oldest_at).get());
         at!(watch.due_at).set(at!(scan.due_at).get());
     }
     at!(scan.all.waiting).set(at!(scan.all.waiting).get() + at!(watch.waiting).get());
     at!(scan.all.stalled).set(at!(scan.all.stalled).get() + at!(watch.stalled).get());
     keep_first(at!(scan.all.over), at!(watch.over).get());
+    keep_first(at!(scan.all.over_data), at!(watch.over_data).get());
     keep_first(at!(scan.all.oldest_at), at!(watch.oldest_at).get());
     0
 }
@@ -287,6 +297,9 @@ fn calls(scan: Shared<Scan>, line: Shared<Flow>, index: u32, waiting: u32) -> u3
     }
     at!(scan.some.stalled).set(at!(scan.some.stalled).get() + 1);
     keep_first(at!(scan.some.over), limit);
+    if class::is_data(call::class(at!(line.oldest).get())) {
+        keep_first(at!(scan.some.over_data), limit);
+    }
     if at!(line.raised).get() & raised::UNANSWERED == 0 {
         if let Some(client) = maps::client(slot) {
             at!(client.stalls).count(1);

@@ -33,7 +33,7 @@ fn request(asked: u16, epoch: u64, boot: u64, stamp: u64) -> Pulse {
         lease_ns: 0,
         server_state: 0,
         calls_waiting: 0,
-        last_reply_age_ns: 0,
+        data_reply_age_ns: 0,
         oldest_call_age_ns: 0,
         stalled_flows: 0,
         in_progress: 0,
@@ -102,7 +102,7 @@ fn a_reply_tells_what_the_kernel_sees() {
     assert!(reply.scvm_stamp >= before && reply.scvm_stamp <= now());
     assert_eq!((reply.scvm_boot, reply.word, reply.lease_ns), (BOOT, 0, 0));
     assert_eq!(reply.server_state, server::ENFORCING);
-    assert_eq!((reply.last_reply_age_ns, reply.network), (u64::MAX, reroute_common::network::STORAGE));
+    assert_eq!((reply.data_reply_age_ns, reply.network), (u64::MAX, reroute_common::network::STORAGE));
 
     bench.sensor.server_started(Incarnation(6)).unwrap();
     bench.lease(std::time::Duration::from_secs(60));
@@ -121,7 +121,7 @@ fn a_reply_tells_what_the_kernel_sees() {
     assert_eq!((reply.server_incarnation, reply.word), (6, Word::new(2, rank::ADMITTED).0));
     assert_eq!((reply.in_progress, reply.orphans), (8, 1));
     assert!(reply.lease_ns > 59_000_000_000 && reply.lease_ns < 60_000_000_000);
-    assert!(reply.last_reply_age_ns < 10_000_000_000);
+    assert!(reply.data_reply_age_ns < 10_000_000_000);
     assert!(reply.agent_age_ns < 60_000_000_000);
     wait_for("the timer's count", || probe(&bench).calls_waiting == 8);
     assert_eq!(bench.server().pulse_rejects, [0; 5]);
@@ -129,6 +129,49 @@ fn a_reply_tells_what_the_kernel_sees() {
     // What an agent said before it died is no news.
     bench.sensor.touch(BootNs(now() - 400_000_000)).unwrap();
     assert_eq!(probe(&bench).server_state, server::LISTENING);
+}
+
+/// A connection whose calls are answered at once, until `end` says so.
+fn answered_until(bench: &Bench, c: &mut Connection, procedure: u32, end: impl Fn(&Pulse) -> bool) -> Pulse {
+    let deadline = now() + 10_000_000_000;
+    for xid in 1000.. {
+        bench.rx(&c.send(&call(xid, procedure, 0)));
+        bench.tx(&c.answer(&reply(xid, 0)));
+        let told = probe(bench);
+        if end(&told) {
+            return told;
+        }
+        assert!(now() < deadline, "state {:#x}", told.server_state);
+    }
+    unreachable!()
+}
+
+#[test]
+fn data_that_nobody_gets_is_told_while_other_calls_are_answered() {
+    let bench = Bench::admitted();
+    let (mut stuck, mut busy) = (Connection::open(700, &bench), Connection::open(701, &bench));
+    let data_silent = |p: &Pulse| p.server_state & server::DATA_SILENT != 0;
+    assert_eq!(probe(&bench).data_reply_age_ns, u64::MAX);
+
+    // Metadata alone never makes it, however late.
+    bench.rx(&stuck.send(&call(1, GETATTR, 0)));
+    let told = answered_until(&bench, &mut busy, GETATTR, |p| p.stalled_flows == 1);
+    assert!(!data_silent(&told));
+    bench.tx(&stuck.answer(&reply(1, 0)));
+
+    bench.rx(&stuck.send(&call(2, WRITE, 0)));
+    // Replies leave: silent it is not, but for a moment if this loop was held up.
+    let replies_leave = |p: &Pulse| p.server_state & server::SILENT == 0;
+    let told = answered_until(&bench, &mut busy, GETATTR, |p| data_silent(p) && replies_leave(p));
+    assert_eq!((told.stalled_flows, told.data_reply_age_ns), (1, u64::MAX));
+
+    // Somebody gets data: it is that call, not the storage.
+    let told = answered_until(&bench, &mut busy, READ, |p| !data_silent(p));
+    assert_eq!(told.stalled_flows, 1);
+    assert!(told.data_reply_age_ns < 1_000_000_000);
+    answered_until(&bench, &mut busy, GETATTR, data_silent);
+    bench.tx(&stuck.answer(&reply(2, 0)));
+    answered_until(&bench, &mut busy, GETATTR, |p| !data_silent(p) && p.stalled_flows == 0);
 }
 
 fn reply_of(xid: u32) -> Vec<u8> {
