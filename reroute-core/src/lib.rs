@@ -8,12 +8,17 @@
 //! | health ↔ sensor | [`scvm`] | `sensor`, `scvm` |
 //! | session ↔ meta | [`meta`] | `meta` |
 //! | route ↔ host | [`host`] | `host` |
+//! | next hop ↔ ESXi host | [`esxi`] | `esxi` |
 #![forbid(unsafe_code)]
 
 pub mod block;
+pub mod duplicate;
+pub mod esxi;
 pub mod host;
 pub mod ids;
 pub mod meta;
 pub mod proto;
+pub mod recording;
 pub mod scvm;
+pub mod sweep;
 pub mod timeline;

@@ -5,10 +5,13 @@
 //! matters: what comes late is refused by name, not by luck.
 
 use crate::block::{BlockOrder, BlockView, HolderFacts, HolderView};
+use crate::esxi::{DriveReport, DrivenView, Wish};
 use crate::ids::*;
 use serde::{Deserialize, Serialize};
 
 pub const VERSION: u32 = 1;
+/// Connections of one client that are reset at a time.
+pub const MOST_RESET: usize = 64;
 
 /// A POST body. The MAC over it travels in a header.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -45,6 +48,10 @@ pub enum ToMeta {
     LoginWanted { host: HostId, closed: Epoch, connections: u32, age_ns: u64 },
     /// Once a second, for people: who holds what here. Changes nothing.
     Holders { term: Term, clients: Vec<HolderFacts> },
+    /// What came of a look at an ESXi host, or of a change of its next hop ([`Order::Drive`]).
+    Driven { host: HostId, report: DriveReport },
+    /// Answer to [`Order::AskPeer`]: asked after that order had come, `scvm` answers by no network, and others do.
+    PeerSilent { scvm: ScvmId },
 
     // --- from a host ---
     /// After start, after each reconnect of the push stream, and every second.
@@ -61,6 +68,10 @@ pub enum ToMeta {
     DomainDead { scvm: ScvmId, host: HostId, epoch: Epoch, boot: Option<Incarnation> },
     /// The route stands, old sockets are gone, the new server is affirmed.
     Arrived { epoch: Epoch, path: Path },
+    /// The route stands, and this host's kernel cannot destroy the sockets from before it: the server at `epoch` is to
+    /// have these end, bound to its address on `network`. Repeated while they stay, a bounded number of times. `own`: see
+    /// [`Order::ResetClient`].
+    ResetWanted { epoch: Epoch, network: Network, ports: Vec<u16>, own: bool },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -171,8 +182,17 @@ pub enum Order {
     Revoke { host: HostId, epoch: Epoch, planned: bool },
     /// Serve `host` at `epoch`.
     Admit { host: HostId, epoch: Epoch },
+    /// The connections that `host`, which is served here at `epoch`, still has from these ports of its address on
+    /// `network` lead to nobody: have them end. `own`: those too whose other end is here; else they are the client's new
+    /// ones, from the same port. Not repeated by Meta; the host asks again.
+    ResetClient { host: HostId, epoch: Epoch, network: Network, ports: Vec<u16>, own: bool },
     /// These clients are kept away, and nobody else.
     Blocks { list: BlockOrder },
+    /// You are appointed to drive this ESXi host: rehearse the login, and see to the wish, if there is one. Repeated
+    /// every second; who does not hear it for a while is not appointed any more.
+    Drive { host: HostId, wish: Option<Wish> },
+    /// Does this SCVM answer you, by any network? [`ToMeta::PeerSilent`] if not, nothing if it does.
+    AskPeer { scvm: ScvmId },
 
     // --- to a host ---
     /// The move is on record: release `from` now, wait for [`Order::At`].
@@ -213,6 +233,9 @@ pub struct ServerHealth {
     /// Version of the list of blocks that the kernel enforces; 0: none is known to be.
     #[serde(default)]
     pub blocks: u64,
+    /// Who else has its storage address, in words.
+    #[serde(default)]
+    pub duplicate: Option<String>,
 }
 
 /// A piece of evidence, with who saw it. Times are the observer's own clock.
@@ -236,6 +259,8 @@ pub enum EvidenceKind {
     Silent,
     /// The server's own agent got no answer to a NULL RPC.
     NullFailed,
+    /// Calls for data wait and none is answered, while the server answers NULL: its storage is stuck.
+    DataSilent,
     /// No pulse came back on a path while others answered.
     PathLost,
     /// The SCVM's NIC lost carrier.
@@ -463,6 +488,9 @@ pub struct HostView {
     /// Of a client without an agent: where it calls, and waits to be served.
     #[serde(default)]
     pub wants: Option<WantView>,
+    /// Of an ESXi host: who drives it, and how that stands.
+    #[serde(default)]
+    pub driven: Option<DrivenView>,
 }
 
 fn has_agent() -> bool {

@@ -6,6 +6,7 @@
 //! proof.
 
 use super::*;
+use serde::{Deserialize, Serialize};
 
 /// The list is read this often when nobody asks, to know the domain before it is needed.
 const WATCH_NS: u64 = 5 * SEC;
@@ -15,7 +16,7 @@ const SEARCH_NS: u64 = SEC;
 const LOST_NS: u64 = 30 * SEC;
 
 /// One line of the hypervisor's list.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Domain {
     pub id: u32,
     pub uuid: String,
@@ -24,7 +25,7 @@ pub struct Domain {
     pub life: Life,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Life {
     /// Running, blocked, paused: its processors run, or may at any moment.
     Alive,

@@ -3,10 +3,16 @@
 //! | file | knows |
 //! |---|---|
 //! | [`path`] | one path: silence, and when it means loss |
+//! | [`case`] | what is held against a server, and what that is worth |
 //! | [`verdict`] | one server: what its kernel says, and when it has failed |
 //! | [`choice`] | the order of targets, the budget, the wait before a return |
 //! | [`pulses`] | which pulse is due where, with which flags; what a reply changes |
 //! | [`decide`] | stay, change the path, or ask for a move |
+//! | [`dry`] | what would be done, where nothing may be |
+//! | [`targets`] | what is fit to be gone to |
+//! | [`sizes`] | whether full frames pass where pulses do |
+//! | [`storage`] | a server that answers, and whose storage does not |
+//! | [`client_reset`] | sockets that this kernel cannot destroy |
 //! | [`evicted`] | an operator ended the login, or keeps this host away |
 //! | [`phase`], [`moves`] | a move from Meta's order to the arrival |
 //! | [`route`] | the route: set, put back, adopted, refused |
@@ -18,8 +24,11 @@
 //!
 //! Everything that can fail comes back as an [`Input`]; nothing is assumed to have worked.
 
-mod choice;
+mod case;
+pub(crate) mod choice;
+mod client_reset;
 mod decide;
+mod dry;
 mod evicted;
 mod hypervisor;
 mod moves;
@@ -27,8 +36,12 @@ mod notes;
 mod path;
 mod phase;
 mod pulses;
+mod recorded;
 mod report;
 mod route;
+mod sizes;
+mod storage;
+mod targets;
 mod verdict;
 pub mod wire;
 mod wishes;
@@ -36,22 +49,28 @@ mod wishes;
 #[cfg(test)]
 mod tests;
 
+pub use case::{Source, is_enough};
+pub use client_reset::{OldSocket, ResetStanding};
+pub use dry::{Mode, ModeRefused};
 pub use hypervisor::{Domain, KnownDomain, Life};
 pub use notes::Notes;
 pub use pulses::PulseFlag;
-pub use report::Local;
+pub use recorded::Start;
+pub use report::{Local, ServerStanding};
 pub use route::{Found, RouteFailure};
 pub use verdict::{Facts, Piece, Rank};
 pub use wishes::{Pin, PinRefused};
 
+use crate::duplicate;
 use crate::ids::*;
 use crate::proto::*;
+use crate::sweep;
 use crate::timeline::Event;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// What the machine is told once. Times in ns.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Settings {
     pub host: HostId,
     pub local: ScvmId,
@@ -59,10 +78,14 @@ pub struct Settings {
     /// Those whose storage refuses a former owner (policy `storage`): calls of unknown fate do no harm there.
     pub checked_by_storage: Vec<ScvmId>,
     pub pulse_ns: u64,
+    /// Pulses to the active server while it, or a path to it, is in doubt.
+    pub doubt_ns: u64,
     pub standby_ns: u64,
     /// Pulses to all that are neither active nor standby.
     pub rest_ns: u64,
     pub path_lost_ns: u64,
+    /// The mode, until an operator has chosen one.
+    pub first_mode: Mode,
     pub hold_down_ns: u64,
     pub hold_down_max_ns: u64,
 }
@@ -81,9 +104,9 @@ pub struct Record {
     pub term: Term,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Input {
-    /// Every pulse period; `due` is when this one should have come.
+    /// When [`Machine::next_tick`] wants it; `due` is when this one should have come.
     Tick {
         due: BootNs,
     },
@@ -122,6 +145,10 @@ pub enum Input {
         result: Result<(), RouteFailure>,
     },
     SocketsReset(Result<u32, String>),
+    /// Instead: this kernel destroys none, or is not to. These are there still.
+    SocketsStay(Vec<OldSocket>),
+    /// Those of them that are there now.
+    SocketsFound(Result<Vec<OldSocket>, String>),
     Persisted {
         record: Record,
         result: Result<(), String>,
@@ -134,6 +161,15 @@ pub enum Input {
     Adopt,
     /// An operator wants this host to be there ([`Machine::check_pin`] has passed), or wherever it is best.
     Pin(Option<Pin>),
+    /// An operator chooses the mode ([`Machine::check_mode`] has passed).
+    SetMode {
+        mode: Mode,
+        actor: String,
+    },
+    /// What became of [`Effect::TrySizes`], or why nothing could be tried.
+    SizesTried(Result<Vec<(Path, sweep::Outcome)>, String>),
+    /// Who answered to [`Effect::AskOwnAddress`], or why nobody could be asked.
+    OwnAddress(Result<duplicate::Claims, String>),
     /// What the hypervisor answered to [`Effect::AskHypervisor`]: every domain of this node. The asking began then.
     Hypervisor {
         began: BootNs,
@@ -141,7 +177,7 @@ pub enum Input {
     },
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Effect {
     SendPulse {
         path: Path,
@@ -162,8 +198,14 @@ pub enum Effect {
     DestroySockets {
         keep: Option<Network>,
     },
+    /// Which of the sockets that could not be destroyed are there still?
+    FindSockets,
     Persist(Record),
     PersistNotes(Notes),
+    /// Ask on the storage network who else has this host's address.
+    AskOwnAddress,
+    /// A full and a small echo on each of these. One sweep at a time.
+    TrySizes(Vec<Path>),
     /// Ask the hypervisor for its domains. One at a time.
     AskHypervisor,
     Journal(Event),
@@ -199,6 +241,8 @@ pub struct Machine {
     /// When the latest answered pulses left, newest last.
     answers: VecDeque<(BootNs, Path)>,
     last_answer: Option<BootNs>,
+    /// When the last tick was due.
+    ticked: BootNs,
     /// Pulses that left too late, and ticks that came too late.
     late: u64,
     carriers: BTreeMap<Network, bool>,
@@ -239,6 +283,8 @@ pub struct Machine {
     /// Server process behind the login; another one means that this host's connections are void.
     incarnation: Incarnation,
     reset_due: bool,
+    /// Sockets that could not be destroyed, since the last time there were any.
+    client_reset: Option<client_reset::ClientReset>,
     /// What was last complained about, by subject, so that it is said once.
     faults: BTreeMap<&'static str, String>,
 
@@ -246,6 +292,8 @@ pub struct Machine {
     notes_written: Notes,
     notes_writing: bool,
     notes_retry_at: BootNs,
+    /// Dry: what was last said would be done.
+    would: Option<dry::Would>,
     /// The pinned place has not been reached since it was asked for: no wait before the host goes there.
     pin_is_new: bool,
     /// SCVMs that nobody may move to, by Meta's last view.
@@ -253,6 +301,8 @@ pub struct Machine {
     /// What operators want is not asked for again before.
     wish_after: BootNs,
     hypervisor: Option<hypervisor::Hypervisor>,
+    sizes: Option<sizes::Sizes>,
+    duplicate: Option<duplicate::Watch>,
 }
 
 impl Machine {
@@ -270,7 +320,7 @@ impl Machine {
             .iter()
             .enumerate()
             .flat_map(|(i, s)| networks(*s).map(move |network| (i, Path { scvm: *s, network })))
-            .map(|(i, path)| (path, path::PathState::new(now, first(i), settings.standby_ns)))
+            .map(|(i, path)| (path, path::PathState::new(first(i), settings.standby_ns)))
             .collect();
         let login = record.scvm.map(|scvm| Current { scvm, epoch: record.epoch });
         Machine {
@@ -280,6 +330,7 @@ impl Machine {
             servers: order.iter().map(|s| (*s, verdict::ServerState::default())).collect(),
             answers: VecDeque::new(),
             last_answer: None,
+            ticked: BootNs(now.0.saturating_sub(settings.pulse_ns)),
             late: 0,
             carriers: BTreeMap::new(),
             meta_up: false,
@@ -305,15 +356,19 @@ impl Machine {
             hold_down: choice::HoldDown::new(settings.hold_down_ns, settings.hold_down_max_ns, now),
             incarnation: Incarnation(0),
             reset_due: false,
+            client_reset: None,
             faults: BTreeMap::new(),
             notes: Notes::default(),
             notes_written: Notes::default(),
             notes_writing: false,
             notes_retry_at: now,
+            would: None,
             pin_is_new: false,
             draining: BTreeSet::new(),
             wish_after: now,
             hypervisor: None,
+            sizes: None,
+            duplicate: None,
             order,
             settings,
         }
@@ -325,12 +380,18 @@ impl Machine {
         self
     }
 
+    /// Others may claim this host's address: they are asked for.
+    pub fn with_duplicate_watch(mut self) -> Machine {
+        self.duplicate = Some(duplicate::Watch::default());
+        self
+    }
+
     pub fn handle(&mut self, input: Input, now: BootNs) -> Vec<Effect> {
         let mut fx = Effects::new();
         match input {
             Input::Tick { due } => self.tick(due, now, &mut fx),
             Input::Reply { path, sent_at, facts } => self.reply(path, sent_at, facts, now, &mut fx),
-            Input::Sent { path, due, at, error } => self.sent(path, due, at, error, now),
+            Input::Sent { path, due, at, error } => self.sent(path, due, at, error),
             Input::MetaLink { up } => {
                 self.meta_up = up;
                 if up {
@@ -344,31 +405,43 @@ impl Machine {
             Input::RouteRead(found) => self.route_read(found, now, &mut fx),
             Input::RouteSet { path, result } => self.route_set(path, result, now, &mut fx),
             Input::SocketsReset(result) => self.sockets_reset(result, now, &mut fx),
+            Input::SocketsStay(sockets) => self.sockets_stay(sockets, now, &mut fx),
+            Input::SocketsFound(found) => self.sockets_found(found, now, &mut fx),
             Input::Persisted { record, result } => self.persisted(record, result, now, &mut fx),
             Input::NotesPersisted { notes, result } => self.notes_persisted(notes, result, now, &mut fx),
             Input::Adopt => self.adopt(now, &mut fx),
             Input::Pin(pin) => self.pin(pin, now, &mut fx),
+            Input::SetMode { mode, actor } => self.set_mode(mode, actor, now, &mut fx),
+            Input::SizesTried(result) => self.sizes_tried(result, now, &mut fx),
+            Input::OwnAddress(answered) => self.own_address(answered, &mut fx),
             Input::Hypervisor { began, result } => self.domains_read(began, result, now, &mut fx),
         }
         fx
     }
 
-    /// How often [`Input::Tick`] is wanted, ns.
-    pub fn tick_period_ns(&self) -> u64 {
+    /// The beat of pulses to the active server, ns.
+    pub fn pulse_ns(&self) -> u64 {
         self.settings.pulse_ns
     }
 
     fn tick(&mut self, due: BootNs, now: BootNs, fx: &mut Effects) {
-        self.judge_lateness(now.since(due), now);
+        // What was missed is not made up for.
+        self.ticked = due.max(BootNs(now.0.saturating_sub(self.settings.pulse_ns)));
+        self.judge_lateness(now.since(due));
         self.pulse(now, due, fx);
         self.judge(now, fx);
         self.end_of_pin(now, fx);
         self.decide(now, fx);
         self.go_on(now, fx);
+        self.watch_sockets(now, fx);
         self.tell_release(now, fx);
         self.write_record(now, fx);
         self.write_notes(now, fx);
         self.watch_domain(now, fx);
+        self.try_sizes(now, fx);
+        if self.has_carrier(Network::Storage) && self.duplicate.as_mut().is_some_and(|d| d.is_due(now)) {
+            fx.push(Effect::AskOwnAddress);
+        }
         if self.reported_at.is_none_or(|at| now.since(at) >= SEC) {
             self.report_to_meta(now, fx);
         }
@@ -386,6 +459,15 @@ impl Machine {
         } else {
             fx.push(Effect::ReadRoute);
         }
+    }
+
+    fn own_address(&mut self, answered: Result<duplicate::Claims, String>, fx: &mut Effects) {
+        let Some(watch) = &mut self.duplicate else { return };
+        fx.extend(watch.answered(answered).map(|what| Effect::Journal(Event::Fault { what })));
+        match watch.found() {
+            Some(found) => self.faults.insert("duplicate", found.clone()),
+            None => self.faults.remove("duplicate"),
+        };
     }
 
     fn has_carrier(&self, network: Network) -> bool {

@@ -36,6 +36,10 @@ impl Machine {
                 );
                 return self.fault("term", what, fx);
             }
+            if self.is_dry() {
+                let what = "Meta has a login of this host on record, and this host is dry: `reroute-agent route auto` takes it up";
+                return self.fault("dry", what.into(), fx);
+            }
             self.term = term;
             self.faults.remove("term");
         }
@@ -60,7 +64,10 @@ impl Machine {
             | Order::Prepare { .. }
             | Order::Revoke { .. }
             | Order::Admit { .. }
-            | Order::Blocks { .. } => {}
+            | Order::ResetClient { .. }
+            | Order::Blocks { .. }
+            | Order::Drive { .. }
+            | Order::AskPeer { .. } => {}
         }
     }
 
@@ -112,7 +119,9 @@ impl Machine {
         self.refused.remove(&to);
         self.faults.remove("blocked");
         self.budget.spend(now);
-        if ask.as_ref().is_some_and(|ask| !ask.planned) && !departed {
+        // Who had no login has left nobody.
+        let leaves = self.login.is_some() || from.is_some();
+        if leaves && ask.as_ref().is_some_and(|ask| !ask.planned) && !departed {
             self.hold_down.departed(now);
         }
         self.released = self.released.max((from_epoch.0 > 0).then_some(from_epoch));
@@ -302,17 +311,7 @@ impl Machine {
             Ok(count) => {
                 self.faults.remove("sockets");
                 fx.push(Effect::Journal(Event::SocketsReset { count }));
-                let Phase::Arriving(arriving) = &self.phase else { return };
-                if arriving.step != NextStep::Sockets {
-                    return;
-                }
-                let Trip { path, since, login_is_new: new, .. } = arriving.trip;
-                self.last_gap_ns = Some(now.since(since));
-                self.phase = Phase::Settled;
-                match self.login.filter(|l| l.scvm == path.scvm && new) {
-                    Some(login) => self.has_arrived(login.epoch, path, now, fx),
-                    None => self.report_to_meta(now, fx),
-                }
+                self.sockets_done(now, fx);
             }
             Err(why) => {
                 self.fault("sockets", format!("old sockets were not destroyed: {why}"), fx);
@@ -321,6 +320,21 @@ impl Machine {
                     _ => self.reset_due = true,
                 }
             }
+        }
+    }
+
+    /// The last step of an arrival.
+    pub(super) fn sockets_done(&mut self, now: BootNs, fx: &mut Effects) {
+        let Phase::Arriving(arriving) = &self.phase else { return };
+        if arriving.step != NextStep::Sockets {
+            return;
+        }
+        let Trip { path, since, login_is_new: new, .. } = arriving.trip;
+        self.last_gap_ns = Some(now.since(since));
+        self.phase = Phase::Settled;
+        match self.login.filter(|l| l.scvm == path.scvm && new) {
+            Some(login) => self.has_arrived(login.epoch, path, now, fx),
+            None => self.report_to_meta(now, fx),
         }
     }
 
@@ -414,6 +428,7 @@ impl Machine {
                 match (&message, &mut self.phase) {
                     (ToMeta::Move { .. }, Phase::Asked(_)) => self.phase = Phase::Settled,
                     (ToMeta::Released { .. }, Phase::Moving(moving)) => moving.released_told = false,
+                    (ToMeta::ResetWanted { epoch, .. }, _) => self.reset_unheard(*epoch, now),
                     _ => {}
                 }
                 return;
@@ -425,6 +440,10 @@ impl Machine {
             // A server that was never told to admit, say.
             ToMeta::FencedByPulse { scvm, epoch } if matches!(refused, Refusal::StaleEpoch { .. }) => {
                 self.fence_known(scvm, epoch, now);
+            }
+            // The login has moved on: what stays then is found anew.
+            ToMeta::ResetWanted { epoch, .. } if matches!(refused, Refusal::StaleEpoch { .. }) => {
+                self.reset_over(epoch);
             }
             // The move has gone on without it.
             ToMeta::DomainDead { .. } if matches!(refused, Refusal::StaleEpoch { .. }) => {}
@@ -445,6 +464,7 @@ fn name(message: &ToMeta) -> &'static str {
         ToMeta::HostReport { .. } => "the report",
         ToMeta::Released { .. } => "the release",
         ToMeta::FencedByPulse { .. } => "what the pulse says of the fence",
+        ToMeta::ResetWanted { .. } => "the wish to be rid of old connections",
         ToMeta::DomainDead { .. } => "what the hypervisor says of the domain",
         _ => "a message",
     }

@@ -10,6 +10,9 @@ pub struct Notes {
     pub pin: Option<Pin>,
     /// The domain of the local SCVM as last seen alive.
     pub domain: Option<KnownDomain>,
+    /// As an operator has chosen it.
+    #[serde(default)]
+    pub mode: Option<Mode>,
 }
 
 impl Machine {

@@ -2,9 +2,10 @@
 
 use super::phase::{Phase, Trip};
 use super::*;
+use serde::{Deserialize, Serialize};
 
 /// The route as it was read from the kernel.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Found {
     None,
     /// With our mark, to an address we know.
@@ -18,7 +19,7 @@ pub enum Found {
     },
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum RouteFailure {
     /// Another owner's route stands there and was left alone.
     Foreign(String),

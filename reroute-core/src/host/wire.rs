@@ -173,6 +173,8 @@ impl Fields<'_> {
             silent: has(server::SILENT),
             null_failed: has(server::NULL_FAILED),
             enforcing: has(server::ENFORCING),
+            data_silent: has(server::DATA_SILENT),
+            data_reply_age_ns: self.u64(offset_of!(Pulse, data_reply_age_ns)),
             calls_waiting: self.u32(offset_of!(Pulse, calls_waiting)),
             in_progress: self.u32(offset_of!(Pulse, in_progress)),
             orphans: self.u32(offset_of!(Pulse, orphans)),

@@ -63,6 +63,11 @@ impl Admission {
     pub fn words(&self) -> &BTreeMap<HostId, Word> {
         &self.words
     }
+    /// Admitted at this very epoch, and no fence was asked for.
+    pub fn serves(&self, host: HostId, epoch: Epoch) -> bool {
+        let admitted = Word::new(epoch.0, reroute_common::admission::rank::ADMITTED);
+        self.word(host) == admitted && self.closed(host, epoch).is_none()
+    }
     /// No socket of the host is left, after a fence of `epoch`.
     pub fn cleaned(&mut self, host: HostId, epoch: Epoch) {
         if self.word(host).is_closed_for(epoch.0) && !self.word(host).is_admitted() {

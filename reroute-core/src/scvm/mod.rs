@@ -7,6 +7,8 @@
 //! | [`admission`] | orders Prepare and Admit, the epoch file |
 //! | [`revoke`] | order Revoke: fence, drain, kill, proof |
 //! | [`wanted`] | clients without an agent that call here: told to Meta |
+//! | [`client_reset`] | connections of a client that cannot end them itself |
+//! | [`wedged`] | clients that get no replies while others do: their connections are reset |
 //! | [`blocks`] | whom an operator keeps away |
 //! | [`outbox`] | answers to Meta, sent until taken in |
 //! | [`limits`] | how old a call may grow, per client: a machine of its own beside this one |
@@ -16,35 +18,43 @@
 
 pub mod admission;
 pub mod blocks;
+mod client_reset;
 pub mod hung;
 pub mod io;
 pub mod limits;
 mod orders;
 pub mod outbox;
+mod recorded;
 pub mod revoke;
 pub mod server;
 pub mod session;
 mod view;
 pub mod wanted;
+mod wedged;
 
 #[cfg(test)]
 mod tests;
 
+pub use client_reset::ClientResetStanding;
 pub use io::*;
 pub use view::{HeldStanding, HostStanding, RevokeStanding, View, rank_name};
 
+use crate::duplicate;
 use crate::ids::*;
 use crate::proto::ServerHealth;
 use crate::timeline::Event;
 use admission::Admission;
 use blocks::Blocks;
+use client_reset::ClientResets;
 use outbox::Outbox;
 use reroute_common::admission::Word;
 use revoke::{Revoke, Stage, World};
+use serde::{Deserialize, Serialize};
 use server::Server;
 use session::Session;
 use std::collections::BTreeMap;
 use wanted::Wanted;
+use wedged::Wedged;
 
 /// What failed locally is tried again after this.
 pub const RETRY_NS: u64 = 20 * MS;
@@ -54,7 +64,7 @@ const BEAT_NS: u64 = 10 * MS;
 const FAULT_GAP_NS: u64 = 10 * SEC;
 
 /// Times in ns.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Settings {
     pub id: ScvmId,
     /// This boot of the SCVM's kernel.
@@ -86,6 +96,8 @@ pub struct Scvm {
     revokes: BTreeMap<HostId, Revoke>,
     outbox: Outbox,
     wanted: Wanted,
+    wedged: Wedged,
+    client_resets: ClientResets,
     clients: BTreeMap<HostId, ClientFacts>,
     bypass: bool,
     /// The mode the kernel is known to be in.
@@ -93,6 +105,7 @@ pub struct Scvm {
     mode_asked: Option<(Mode, Option<BootNs>)>,
     persist_again: Option<BootNs>,
     faults: BTreeMap<String, BootNs>,
+    duplicate: Option<duplicate::Watch>,
 }
 
 impl Scvm {
@@ -105,14 +118,23 @@ impl Scvm {
             revokes: BTreeMap::new(),
             outbox: Outbox::default(),
             wanted: Wanted::default(),
+            wedged: Wedged::default(),
+            client_resets: ClientResets::default(),
             clients: BTreeMap::new(),
             bypass: settings.bypass,
             standing: None,
             mode_asked: None,
             persist_again: None,
             faults: BTreeMap::new(),
+            duplicate: None,
             settings,
         }
+    }
+
+    /// Others may claim this SCVM's storage address: they are asked for.
+    pub fn with_duplicate_watch(mut self) -> Scvm {
+        self.duplicate = Some(duplicate::Watch::default());
+        self
     }
 
     /// Takes in what happened; gives what to do now. The caller reports each effect's result as the next input.
@@ -164,12 +186,18 @@ impl Scvm {
             calls_waiting: facts.waiting,
             held_clients: self.wanted.held().len() as u32,
             blocks: if self.lenient().is_none() { self.blocks.enforced() } else { 0 },
+            duplicate: self.duplicate.as_ref().and_then(|d| d.found().cloned()),
         }
     }
 
     /// The term of the session that is open, or opens.
     pub fn term(&self) -> Option<Term> {
         self.session.term()
+    }
+
+    /// Whether an order that was just heard came in the session that is open now, and not in a buffer from before it.
+    pub fn is_of_this_session(&self, term: Term, seq: u64, now: BootNs) -> bool {
+        self.session.live(&self.settings, now).is_some_and(|live| (term, seq) > live)
     }
 
     /// Why the kernel is not in the mode that is wanted; it is tried again until it is.
@@ -216,6 +244,7 @@ impl Scvm {
     fn take(&mut self, input: Input, now: BootNs, out: &mut Vec<Effect>) {
         match input {
             Input::Tick => {}
+            Input::Quiet => self.server.quiet(now),
             Input::Server(facts) => {
                 self.session.learn(facts.session_deadline, facts.session_deadline_no_agent);
                 self.server.learn(facts, now);
@@ -226,6 +255,7 @@ impl Scvm {
                     self.blocks.learn(client.host, client.blocked_until);
                 }
                 self.clients = clients.into_iter().map(|c| (c.host, c)).collect();
+                self.look_for_wedged(now);
             }
             Input::Signal(signal) => self.signal(signal, now, out),
             Input::ServerSeen { pid, incarnation } => self.server.seen(pid, incarnation, now, out),
@@ -246,6 +276,10 @@ impl Scvm {
                         Event::KernelSignal { signal, host: None, age_ns: 0, limit_ns: 0, waiting: 0 };
                     out.push(Effect::Journal { at: now, event });
                 }
+            }
+            Input::OwnAddress(answered) => {
+                let news = self.duplicate.as_mut().and_then(|d| d.answered(answered));
+                out.extend(news.map(|what| Effect::Journal { at: now, event: Event::Fault { what } }));
             }
             Input::Bypass { on, actor } => self.switch_bypass(on, actor, now, out),
             Input::Order { term, seq, order } => self.order(term, seq, order, now, out),
@@ -272,6 +306,9 @@ impl Scvm {
             Input::Purged { host, purpose: Purpose::Unseen, purge, .. } => {
                 self.closed_unseen(host, purge, now, out)
             }
+            Input::Purged { host, purpose: Purpose::Wedged, purge, .. } => {
+                self.wedged_reset(host, purge, now, out)
+            }
             Input::Purged { host, epoch, purpose: Purpose::Fence, purge } => {
                 if matches!(purge, Ok(Purge { left: 0, .. })) {
                     self.admission.cleaned(host, epoch);
@@ -281,6 +318,7 @@ impl Scvm {
             Input::Purged { host, epoch, purpose: Purpose::Prepare, purge } => {
                 self.admission.purged(host, epoch, purge, now, &mut self.outbox, out)
             }
+            Input::ClientReset { host, epoch, result } => self.client_reset(host, epoch, result, now, out),
             Input::NullRpc { answered, took_ns, starved } => {
                 if self.server.null_rpc(answered, took_ns, starved, now, out) {
                     self.admission.probed(answered, &mut self.outbox, out);
@@ -329,6 +367,11 @@ impl Scvm {
         let wanted_from = self.revokes.values().filter_map(|r| r.probe_from(&world)).max();
         self.server.tick(wanted_from, now, out);
         self.tell_wanted(now, out);
+        self.reset_wedged(now, out);
+        let carrier = !self.server.no_carrier.contains(&Network::Storage);
+        if carrier && self.duplicate.as_mut().is_some_and(|d| d.is_due(now)) {
+            out.push(Effect::AskOwnAddress);
+        }
         self.outbox.tick(now, out);
         let affirmed = |host| self.clients.get(&host).map_or(BootNs(0), |c| c.affirm_deadline);
         for (host, epoch) in self.session.judge_doubtful(&self.settings, affirmed, now, out) {

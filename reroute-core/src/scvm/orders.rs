@@ -21,7 +21,10 @@ impl Scvm {
         }
         // An order to open may have waited in a buffer while this node was stunned or cut off, and Meta may have gone
         // on without it. Meta repeats what still holds under new numbers. A revoke is obeyed however late.
-        if matches!(order, Order::Prepare { .. } | Order::Admit { .. } | Order::Blocks { .. }) {
+        if matches!(
+            order,
+            Order::Prepare { .. } | Order::Admit { .. } | Order::ResetClient { .. } | Order::Blocks { .. }
+        ) {
             let why = match self.session.live(&self.settings, now) {
                 None => "that came while no session with Meta is open",
                 Some(live) if (term, seq) <= live => "from before the session that is open now",
@@ -61,7 +64,12 @@ impl Scvm {
             }
             Order::Revoke { host, epoch, planned } => self.start_revoke(host, epoch, planned, now, out),
             Order::Admit { host, epoch } => self.admit(host, epoch, true, now, out),
+            Order::ResetClient { host, epoch, network, ports, own } => {
+                self.reset_client(host, epoch, (network, ports, own), now, out);
+            }
             Order::Blocks { list } => self.blocks.take(list, now),
+            // For the parts beside this machine.
+            Order::Drive { .. } | Order::AskPeer { .. } => {}
             Order::Hello { .. }
             | Order::View { .. }
             | Order::Moving { .. }
@@ -189,9 +197,10 @@ impl Scvm {
 /// The login that an order to an SCVM is about.
 fn names_epoch(order: &Order) -> Option<(HostId, Epoch)> {
     match *order {
-        Order::Prepare { host, epoch } | Order::Revoke { host, epoch, .. } | Order::Admit { host, epoch } => {
-            Some((host, epoch))
-        }
+        Order::Prepare { host, epoch }
+        | Order::Revoke { host, epoch, .. }
+        | Order::Admit { host, epoch }
+        | Order::ResetClient { host, epoch, .. } => Some((host, epoch)),
         _ => None,
     }
 }

@@ -235,7 +235,12 @@ impl Revoke {
         // An orphan is seldom seen to end: nothing is gained by waiting long for it, with the host shut out.
         let patient = self.planned && answer.orphans == 0;
         let time = if patient { settings.planned_drain_ns } else { settings.drain_ns };
-        if now.since(*since) < time {
+        // Of a server that answers nothing, no call will end by itself.
+        let hopeless = settings.policy == FencePolicy::Kill
+            && !self.planned
+            && answer.word.epoch() == self.epoch.0
+            && hung::answers_nothing(settings, world.server, *since, now);
+        if now.since(*since) < time && !hopeless {
             return;
         }
         let why = match settings.policy {
@@ -261,7 +266,7 @@ impl Revoke {
                     && world.lenient.is_none()
                     && answer.word.epoch() == self.epoch.0 =>
             {
-                Some(hung::evidence_from(world.settings, world.server, *since))
+                Some(hung::probe_from(world.settings, world.server, *since))
             }
             _ => None,
         }

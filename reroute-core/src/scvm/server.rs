@@ -8,17 +8,22 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// While suspected, the server is asked this often.
 const PROBE_EVERY_NS: u64 = 100 * MS;
-/// So many probes in a row may fail for want of a CPU before it counts.
-const STARVED_PROBES: u32 = 5;
+/// Nobody suspects the server, but somebody waits: it is asked no more often than this.
+const EARLY_EVERY_NS: u64 = 20 * MS;
+/// For so long, probes that fail for want of a CPU say nothing.
+const STARVED_NS: u64 = 5 * SEC;
 /// Facts older than this decide nothing that cannot be taken back.
 const FRESH_NS: u64 = 10 * MS;
 
-/// A NULL call that has come to its end.
+/// A NULL call whose time is over. One that was not answered is still waited for: an answer that comes after all, or
+/// the end of its connection, is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Probed {
     /// Not later than the moment it left.
     pub sent_at: BootNs,
     pub answered: bool,
+    /// How long the answer took, or was waited for when the time was over.
+    pub took_ns: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -40,11 +45,12 @@ pub struct Server {
     /// When the probe under way was sent.
     probing: Option<BootNs>,
     probed: Option<Probed>,
-    /// Probes in a row that say nothing.
-    starved: u32,
+    /// Probes say nothing since then.
+    starved_since: Option<BootNs>,
     /// Somebody wants to know now, suspicion or not.
     probe_wanted: bool,
     next_probe: BootNs,
+    next_early: BootNs,
     last_answer: Option<bool>,
     null_failed: bool,
     /// NULL_FAILED as the kernel has it; `None`: not known.
@@ -67,9 +73,10 @@ impl Server {
             signalled: false,
             probing: None,
             probed: None,
-            starved: 0,
+            starved_since: None,
             probe_wanted: false,
             next_probe: now,
+            next_early: now,
             last_answer: None,
             null_failed: false,
             null_in_kernel: None,
@@ -123,6 +130,28 @@ impl Server {
         self.probe_wanted = true;
     }
 
+    /// Somebody waits, and nobody got a reply for a moment: no suspicion yet, but when it becomes one, the answer to a
+    /// question of now is known.
+    pub fn quiet(&mut self, now: BootNs) {
+        if self.next_early <= now && !self.is_suspected() {
+            self.next_early = now.plus(EARLY_EVERY_NS);
+            self.probe_wanted = true;
+        }
+    }
+
+    fn is_suspected(&self) -> bool {
+        self.stalled() || self.null_failed
+    }
+
+    /// When a NULL call whose time is over speaks against the server: it still waits, and then no reply has left for long
+    /// enough. None: it does not.
+    fn in_vain_from(&self) -> Option<BootNs> {
+        let waits = |p: &Probed| !p.answered && p.sent_at > self.facts.last_reply_at;
+        let probed = self.probed.filter(waits)?;
+        let from = self.facts.last_reply_at.max(self.seen_at).plus(self.silent_ns + 1);
+        (from < probed.sent_at.plus(PROBE_EVERY_NS)).then_some(from)
+    }
+
     /// The process that had the calls is dead and reaped, and no other one has taken its port.
     pub fn is_proven_dead(&self) -> bool {
         self.living.is_empty() && self.dead.contains(&self.facts.incarnation) && !self.facts.listening
@@ -168,22 +197,41 @@ impl Server {
         now: BootNs,
         out: &mut Vec<Effect>,
     ) -> bool {
-        if !answered && starved && self.starved < STARVED_PROBES {
-            self.starved += 1;
+        let excused = self.starved_since.is_none_or(|since| now.since(since) < STARVED_NS);
+        if !answered && starved && excused {
+            if self.starved_since.is_none() {
+                let what =
+                    "the server has not answered NULL, but waits for a CPU: load is not a hang, asked again";
+                out.push(Effect::Journal { at: now, event: Event::Fault { what: what.into() } });
+            }
+            self.starved_since.get_or_insert(now);
             self.probing = None;
             self.next_probe = now;
-            let what =
-                "the server has not answered NULL, but waits for a CPU: load is not a hang, asked again";
-            out.push(Effect::Journal { at: now, event: Event::Fault { what: what.into() } });
             return false;
         }
-        self.starved = 0;
-        if let Some(sent_at) = self.probing.take() {
-            self.probed = Some(Probed { sent_at, answered });
+        self.starved_since = None;
+        match self.probing.take() {
+            Some(sent_at) => self.probed = Some(Probed { sent_at, answered, took_ns }),
+            // The connection of a call that was waited for has ended: it says nothing any more.
+            None if !answered => {
+                self.probed = None;
+                self.next_probe = now;
+                return false;
+            }
+            // Late, but an answer.
+            None => {
+                if let Some(probed) = &mut self.probed {
+                    *probed = Probed { answered, took_ns, ..*probed };
+                }
+            }
         }
         self.probe_wanted = false;
-        self.next_probe = now.plus(PROBE_EVERY_NS);
-        if self.last_answer != Some(answered) {
+        // A reply that has left since spoils what the call says: another one, at once.
+        let spoilt = !answered && self.probed.is_some_and(|p| p.sent_at <= self.facts.last_reply_at);
+        self.next_probe = if spoilt { now } else { now.plus(PROBE_EVERY_NS) };
+        // That it answers is no news where nobody had a doubt.
+        let is_news = !answered || self.last_answer.is_some() || self.is_suspected();
+        if is_news && self.last_answer != Some(answered) {
             self.last_answer = Some(answered);
             out.push(Effect::Journal { at: now, event: Event::NullRpc { answered, took_ns } });
         }
@@ -197,7 +245,10 @@ impl Server {
         if self.null_failed && now.since(self.facts_at) <= FRESH_NS && self.replies_leave(now) {
             self.null_failed = false;
         }
-        let suspected = self.stalled() || self.null_failed || wanted_from.is_some();
+        if self.in_vain_from().is_some_and(|from| from <= now) && !self.replies_leave(now) {
+            self.null_failed = true;
+        }
+        let suspected = self.is_suspected() || wanted_from.is_some();
         let idle = self.probing.is_none();
         if !suspected && idle {
             self.last_answer = None;
@@ -259,9 +310,10 @@ impl Server {
     }
 
     pub fn wake_at(&self) -> Option<BootNs> {
-        let probe = (self.stalled() || self.null_failed) && self.probing.is_none();
+        let probe = self.is_suspected() && self.probing.is_none();
         [
             probe.then_some(self.next_probe),
+            self.in_vain_from().filter(|_| !self.null_failed),
             self.null_setting.and_then(|(_, again)| again),
             self.registering.and_then(|(_, again)| again),
         ]

@@ -52,6 +52,9 @@ pub struct HostStanding {
     pub blocked_ns: u64,
     /// The revoke under way, or the last one.
     pub revoke: Option<RevokeStanding>,
+    /// Connections that its own kernel could not end, reset from here the last time.
+    #[serde(default)]
+    pub reset: Option<super::ClientResetStanding>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -100,6 +103,11 @@ impl Scvm {
         }
         alarms.extend(self.session.problem().map(str::to_string));
         alarms.extend(self.server.problem.clone());
+        for host in self.wedged.hopeless(now) {
+            alarms.push(format!(
+                "{host} gets no replies here while others do, and a new connection has not helped: move it (`route set` on that host)"
+            ));
+        }
         // On its way here, a client stands still for some ms: that is no alarm.
         let held = self.wanted.held();
         let long = held.iter().any(|h| now.since(h.since) >= LONG_HELD_NS);
@@ -117,6 +125,7 @@ impl Scvm {
                 connections: client.map_or(0, |c| c.connections),
                 blocked_ns: self.blocks.until(host, now).map_or(0, |until| until.since(now)),
                 revoke: self.revokes.get(&host).map(standing),
+                reset: self.client_resets.standing(host, now),
             }
         });
         View {

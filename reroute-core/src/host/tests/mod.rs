@@ -1,11 +1,16 @@
 //! A small world around the machine: networks that can be cut, servers that can fail, a Meta that is told what to say.
 
+mod client_reset;
 mod domain;
+mod dry;
 mod evicted;
 mod faults;
 mod moving;
+mod own_address;
 mod random;
 mod routes;
+mod sizes;
+mod storage;
 mod targets;
 mod wishes;
 
@@ -31,9 +36,11 @@ pub fn settings() -> Settings {
         scvms: vec![A, B, C],
         checked_by_storage: Vec::new(),
         pulse_ns: 10 * MS,
+        doubt_ns: 2 * MS,
         standby_ns: 50 * MS,
         rest_ns: SEC,
-        path_lost_ns: 60 * MS,
+        path_lost_ns: 25 * MS,
+        first_mode: Mode::Auto,
         hold_down_ns: 3 * SEC,
         hold_down_max_ns: 180 * SEC,
     }
@@ -58,15 +65,25 @@ pub struct World {
     pub adopted: bool,
     /// What the hypervisor would say.
     pub domains: Result<Vec<Domain>, String>,
+    /// Who else would answer for this host's address.
+    pub claims: Result<crate::duplicate::Claims, String>,
     /// It does not answer by itself; since when it was asked.
     pub hypervisor_waits: bool,
     pub reading: Option<BootNs>,
+    /// SCVMs whose answers take longer than others'.
+    pub slow: BTreeMap<ScvmId, u64>,
+    /// This kernel destroys no sockets: those from before the last move.
+    pub stay: Option<Vec<OldSocket>>,
     /// What comes back from the effects, in order.
     coming: VecDeque<(BootNs, Input)>,
 }
 
 impl World {
     pub fn new(record: Record, route: Found) -> World {
+        World::with(settings(), record, route)
+    }
+
+    pub fn with(settings: Settings, record: Record, route: Found) -> World {
         let now = BootNs(SEC);
         let facts = Facts {
             scvm_boot: 7,
@@ -76,7 +93,7 @@ impl World {
             ..Facts::default()
         };
         let mut world = World {
-            machine: Machine::new(settings(), record, now),
+            machine: Machine::new(settings, record, now),
             now,
             down: BTreeSet::new(),
             facts: [A, B, C].map(|s| (s, facts)).into(),
@@ -90,8 +107,11 @@ impl World {
             released: record.released,
             adopted: false,
             domains: Err("no hypervisor".into()),
+            claims: Err("no ARP".into()),
             hypervisor_waits: false,
             reading: None,
+            slow: BTreeMap::new(),
+            stay: None,
             coming: VecDeque::new(),
         };
         world.input(Input::RouteRead(Ok(route)));
@@ -145,7 +165,14 @@ impl World {
                     }
                     self.comes(Input::RouteSet { path, result });
                 }
-                Effect::DestroySockets { .. } => self.comes(Input::SocketsReset(Ok(1))),
+                Effect::DestroySockets { .. } => self.comes(match &self.stay {
+                    None => Input::SocketsReset(Ok(1)),
+                    Some(sockets) => Input::SocketsStay(sockets.clone()),
+                }),
+                Effect::FindSockets => {
+                    let sockets = self.stay.clone().expect("looked for where some stayed");
+                    self.comes(Input::SocketsFound(Ok(sockets)));
+                }
                 Effect::Persist(record) => {
                     let result = self.persist_error.clone().map_or(Ok(()), Err);
                     self.comes(Input::Persisted { record, result });
@@ -165,6 +192,7 @@ impl World {
                     let result = self.persist_error.clone().map_or(Ok(()), Err);
                     self.comes(Input::NotesPersisted { notes, result });
                 }
+                Effect::AskOwnAddress => self.comes(Input::OwnAddress(self.claims.clone())),
                 Effect::AskHypervisor => {
                     let result = self.domains.clone();
                     match self.hypervisor_waits {
@@ -172,7 +200,7 @@ impl World {
                         false => self.comes(Input::Hypervisor { began: self.now, result }),
                     }
                 }
-                Effect::Journal(_) => {}
+                Effect::Journal(_) | Effect::TrySizes(_) => {}
             }
         }
     }
@@ -182,7 +210,7 @@ impl World {
             return;
         }
         let sent_at = self.now;
-        let now = self.now.plus(RTT);
+        let now = self.now.plus(RTT + self.slow.get(&path.scvm).copied().unwrap_or(0));
         let Some(facts) = self.facts.get_mut(&path.scvm) else { return };
         facts.scvm_stamp += 1;
         if flag == PulseFlag::Release && facts.word_epoch <= epoch {
@@ -255,11 +283,16 @@ impl World {
     /// Ticks for `ns`.
     pub fn run(&mut self, ns: u64) {
         let end = self.now.plus(ns);
-        while self.now < end {
-            let due = self.now.plus(self.machine.tick_period_ns());
-            self.now = due.plus(self.late_ns);
+        loop {
+            let due = self.machine.next_tick();
+            let at = due.plus(self.late_ns).max(self.now);
+            if at > end {
+                break;
+            }
+            self.now = at;
             self.input(Input::Tick { due });
         }
+        self.now = end;
     }
 
     /// Runs until a question to Meta is seen, at most `ns`; returns it and how long that took.

@@ -14,7 +14,13 @@ fn story(world: &World) -> Vec<String> {
             Effect::SendPulse { flag: PulseFlag::Probe, .. } => continue,
             Effect::SendPulse { path, flag, epoch, .. } => format!("{flag:?} {} {}", path.scvm.0, epoch.0),
             Effect::Meta(ToMeta::HostReport { .. }) | Effect::Journal(_) | Effect::ReadRoute => continue,
-            Effect::PersistNotes(_) | Effect::AskHypervisor => continue,
+            Effect::PersistNotes(_)
+            | Effect::AskHypervisor
+            | Effect::AskOwnAddress
+            | Effect::TrySizes(_)
+            | Effect::FindSockets => {
+                continue;
+            }
             Effect::Meta(ToMeta::Released { epoch }) => format!("Released {}", epoch.0),
             Effect::Meta(ToMeta::FencedByPulse { scvm, epoch }) => format!("Idle {} {}", scvm.0, epoch.0),
             Effect::Meta(ToMeta::Arrived { epoch, path }) => format!("Arrived {} {}", epoch.0, path.network),
@@ -332,6 +338,24 @@ fn the_first_login_takes_the_best_target() {
     assert_eq!(world.routes(), []);
     world.order(Order::At { scvm: A, epoch: Epoch(1) });
     assert_eq!(world.routes(), [storage(A)]);
+}
+
+#[test]
+fn a_first_login_is_no_flight() {
+    let mut world = World::new(Record::default(), Found::None);
+    world.view(&[]);
+    world.run_until_asked(SEC);
+    world.order(Order::Moving { from: None, from_epoch: Epoch(0), to: A, epoch: Epoch(1) });
+    world.order(Order::At { scvm: A, epoch: Epoch(1) });
+    world.run(SEC);
+    // The first failure is the first: the way home is as short as after any other first one.
+    world.down.extend([A, B, C].map(storage));
+    world.run(SEC);
+    assert_eq!(world.routes(), [storage(A), management(A)]);
+    assert_eq!(world.machine.local(world.now).hold_down_ns, 3 * SEC);
+    world.down.clear();
+    world.run(4 * SEC);
+    assert_eq!(world.routes(), [storage(A), management(A), storage(A)]);
 }
 
 #[test]

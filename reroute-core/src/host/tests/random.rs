@@ -84,7 +84,8 @@ fn apply(world: &mut World, meta: &mut Meta, op: &Op) {
                 world.cut(scvm);
             }
             let asked = world.asks().len();
-            let quiet = before.down.is_empty() && before.late_ns == 0 && !before.machine.is_urgent();
+            let quiet =
+                before.down.is_empty() && before.late_ns == 0 && !before.machine.is_urgent(before.now);
             let well = before.facts.values().all(Facts::is_well);
             // Without carrier of its own the host knows already whose fault it is.
             let wired =

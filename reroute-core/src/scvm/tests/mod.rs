@@ -1,4 +1,5 @@
 mod blocks;
+mod client_reset;
 mod hung;
 mod orders;
 mod properties;
@@ -6,4 +7,5 @@ mod revoke;
 mod server;
 mod session;
 mod wanted;
+mod wedged;
 mod world;

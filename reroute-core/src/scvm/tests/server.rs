@@ -39,6 +39,53 @@ fn a_stall_is_asked_about_at_once_and_a_hung_server_is_told_in_the_pulses() {
 }
 
 #[test]
+fn who_waits_is_a_question_before_it_is_a_suspicion() {
+    let mut node = Node::up(FencePolicy::Wait);
+    for _ in 0..3 {
+        let asked = probes(&node);
+        node.feed(Input::Quiet);
+        assert_eq!(probes(&node), asked + 1);
+        node.feed(Input::Quiet);
+        null(&mut node, true);
+        node.feed(Input::Quiet);
+        node.run(15 * MS);
+        assert_eq!(probes(&node), asked + 1, "not with every look");
+        node.run(6 * MS);
+    }
+    assert!(!node.machine.health().null_failed);
+    assert_eq!(node.did(|e| matches!(e, Effect::Journal { .. })), 0, "nobody had a doubt");
+}
+
+#[test]
+fn an_early_question_counts_when_silence_does() {
+    // Replies left until 10 ms before, and may leave for 50 ms more.
+    let asked = |reply: bool| {
+        let mut node = Node::up(FencePolicy::Wait);
+        node.facts.last_reply_at = node.now;
+        node.run(10 * MS);
+        node.feed(Input::Quiet);
+        node.run(15 * MS);
+        null(&mut node, false);
+        node.run(20 * MS);
+        assert!(!node.machine.health().null_failed, "replies may still leave");
+        if reply {
+            node.facts.last_reply_at = node.now;
+        }
+        node.run(6 * MS);
+        node
+    };
+    let node = asked(false);
+    assert!(node.machine.health().null_failed, "and nobody asked again for it");
+    assert_eq!((probes(&node), node.kernel.null_failed), (1, Some(true)));
+    let mut node = asked(true);
+    node.run(60 * MS);
+    assert!(!node.machine.health().null_failed, "a reply left after it");
+    // What was asked long ago says nothing, however quiet it is now.
+    node.run(SEC);
+    assert!(!node.machine.health().null_failed);
+}
+
+#[test]
 fn a_failed_server_is_asked_until_it_answers_even_when_nobody_waits() {
     let mut node = Node::up(FencePolicy::Wait);
     signal(&mut node, SignalKind::Unanswered);
@@ -150,13 +197,46 @@ fn a_server_that_waits_for_a_cpu_is_asked_again_before_it_counts_as_failed() {
     signal(&mut node, SignalKind::Silent);
     node.facts.silent = true;
     let starved = Input::NullRpc { answered: false, took_ns: 50 * MS, starved: true };
-    for asked in 1..=5 {
-        assert_eq!(probes(&node), asked);
+    for asked in 1..=100 {
+        assert_eq!(probes(&node), asked, "at once");
         node.now = node.now.plus(50 * MS);
         node.feed(starved.clone());
         assert!(!node.machine.health().null_failed);
     }
-    assert_eq!(probes(&node), 6, "at once");
+    let said = |e: &Effect| matches!(e, Effect::Journal { event: Event::Fault { what }, .. } if what.contains("waits for a CPU"));
+    assert_eq!(node.did(said), 1, "said once");
+    node.now = node.now.plus(50 * MS);
     node.feed(starved);
     assert!(node.machine.health().null_failed, "not for ever");
+}
+
+#[test]
+fn a_late_answer_is_an_answer() {
+    let mut node = Node::up(FencePolicy::Wait);
+    signal(&mut node, SignalKind::Silent);
+    node.facts.silent = true;
+    node.run(60 * MS);
+    null(&mut node, false);
+    assert!(node.machine.health().null_failed);
+    node.run(10 * MS);
+    null(&mut node, true);
+    assert_eq!(node.kernel.null_failed, Some(false), "without another probe");
+    assert_eq!(probes(&node), 1);
+}
+
+#[test]
+fn a_call_whose_connection_has_ended_says_nothing() {
+    let mut node = Node::up(FencePolicy::Kill);
+    signal(&mut node, SignalKind::Silent);
+    node.facts.silent = true;
+    node.run(60 * MS);
+    null(&mut node, false);
+    let asked = probes(&node);
+    node.feed(Input::NullRpc { answered: false, took_ns: 0, starved: false });
+    assert_eq!(probes(&node), asked + 1, "asked anew, at once");
+    node.calls(X, 1, 0);
+    node.order(crate::proto::Order::Admit { host: X, epoch: Epoch(3) });
+    node.order(crate::proto::Order::Revoke { host: X, epoch: Epoch(3), planned: false });
+    node.run(40 * MS);
+    assert!(!node.killed(), "by a call that nobody waits for");
 }

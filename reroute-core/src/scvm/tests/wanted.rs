@@ -16,6 +16,8 @@ impl Node {
             word: self.word(host),
             affirm_deadline: BootNs(0),
             connections: 2,
+            in_progress: 0,
+            replies: 0,
             blocked_until: BootNs(0),
         });
         self.machine.handle(Input::Clients(facts.to_vec()), self.now);

@@ -23,6 +23,7 @@ pub enum Part {
     Register,
     Pulse,
     Block,
+    Tickle,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -214,11 +215,17 @@ impl Node {
                 });
                 Input::Purged { host, epoch, purpose, purge }
             }
+            Effect::ResetClient { host, epoch, ports, .. } => {
+                let tickled = ports.len() as u32;
+                let result = ok(Part::Tickle, &broken).map(|()| Tickled { tickled, destroyed: 0 });
+                Input::ClientReset { host, epoch, result }
+            }
             Effect::ProbeNull if self.hung => {
                 self.null_due = Some(self.now.plus(50 * MS));
                 return None;
             }
             Effect::ProbeNull => Input::NullRpc { answered: self.null?, took_ns: MS, starved: false },
+            Effect::AskOwnAddress => Input::OwnAddress(Err("no ARP".into())),
             Effect::SetAgentState { null_failed } => {
                 let result = ok(Part::Pulse, &broken);
                 if result.is_ok() {
@@ -329,6 +336,8 @@ impl Node {
             affirm_deadline,
             blocked_until: self.kernel.blocked.get(&host).copied().unwrap_or_default(),
             connections: 1,
+            in_progress: 0,
+            replies: 0,
         });
         let facts = facts.collect();
         self.machine.handle(Input::Clients(facts), self.now);
