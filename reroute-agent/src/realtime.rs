@@ -23,7 +23,8 @@ pub fn allowed() -> anyhow::Result<()> {
     std::thread::spawn(become_fifo).join().map_err(|_| anyhow::anyhow!("the thread has panicked"))?
 }
 
-fn become_fifo() -> anyhow::Result<()> {
+/// Makes the calling thread SCHED_FIFO. Errors: missing rights (CAP_SYS_NICE).
+pub fn become_fifo() -> anyhow::Result<()> {
     let param = libc::sched_param { sched_priority: PRIORITY };
     // SAFETY: `param` outlives the call; pid 0 is the calling thread.
     let rc = unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK, &param) };
@@ -31,6 +32,21 @@ fn become_fifo() -> anyhow::Result<()> {
         return Err(std::io::Error::last_os_error()).context("cannot become SCHED_FIFO (needs CAP_SYS_NICE)");
     }
     Ok(())
+}
+
+/// Above everything timeshared, below ourselves.
+const DYING: i32 = 1;
+
+/// A process that was sent SIGKILL runs its end, each thread its own, before everything timeshared. What goes wrong is
+/// left: it dies all the same, later.
+pub fn hasten_end(pid: u32) {
+    let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return };
+    let param = libc::sched_param { sched_priority: DYING };
+    for thread in threads.flatten() {
+        let Some(tid) = thread.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        // SAFETY: `param` outlives the call, which changes a scheduling policy and nothing else.
+        unsafe { libc::sched_setscheduler(tid, libc::SCHED_FIFO, &param) };
+    }
 }
 
 /// Runs `work` on a real-time thread with a tokio runtime of its own, until it ends.

@@ -9,12 +9,14 @@ use super::null_rpc::Prober;
 use super::operator::{self, Request, Shared, Snapshot};
 use super::run_delay;
 use super::server_process::Watcher;
+use super::tickle::Tickler;
 use crate::config::{ClientAt, Config, Scvm as ScvmConfig, ScvmEntry, ns};
 use crate::journal::Journal;
 use crate::meta_client::{LinkEvent, MetaClient};
 use crate::netlink::links;
+use crate::record::Recorded;
 use crate::sensor::{self, Sensor};
-use crate::{clock, service};
+use crate::{clock, esxi, service};
 use anyhow::Context;
 use prometheus_client::registry::Registry;
 use reroute_common::table;
@@ -24,13 +26,15 @@ use reroute_core::scvm::limits::{Bounds, Limits, SetLimit};
 use reroute_core::scvm::*;
 use reroute_core::timeline::Event;
 use std::collections::{BTreeMap, VecDeque};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix;
 use tokio::sync::mpsc;
 
 const TOUCH_NS: u64 = 10 * MS;
+/// How often it is looked at whether somebody waits.
+const LOOK: Duration = Duration::from_millis(5);
 const PIDFILE_NS: u64 = 20 * MS;
 const CLIENTS_NS: u64 = 50 * MS;
 const LIMITS_NS: u64 = 250 * MS;
@@ -51,7 +55,7 @@ pub struct Start {
 }
 
 pub(super) struct Driver {
-    pub(super) machine: Scvm,
+    pub(super) machine: Recorded<Scvm>,
     limits: Limits,
     pub(super) sensor: Sensor,
     pub(super) meta: MetaClient,
@@ -63,12 +67,21 @@ pub(super) struct Driver {
     pub(super) results: mpsc::UnboundedSender<Input>,
     /// Where a host's connections come from, as this node sees them.
     pub(super) remotes: BTreeMap<HostId, Vec<Ipv4Addr>>,
-    pub(super) service: (IpAddr, u16),
+    /// Each address of them by its network.
+    pub(super) addresses: BTreeMap<(HostId, Network), Ipv4Addr>,
+    /// None: this node cannot send what fits nothing (said when it is wanted).
+    pub(super) tickler: Result<Tickler, String>,
+    pub(super) service: (Ipv4Addr, u16),
     pub(super) bypass_file: BypassFile,
+    /// Interface and own address.
+    pub(super) storage: (String, Ipv4Addr),
+    esxi: esxi::Handle,
     view: Option<ClusterView>,
     shared: Arc<Shared>,
     touched: BootNs,
     polled: BootNs,
+    /// Calls waited at the last look, and the last reply had left then.
+    unanswered_since: Option<u64>,
     clients_read: BootNs,
     limited: BootNs,
     shown: BootNs,
@@ -97,6 +110,10 @@ pub async fn run(start: Start) -> anyhow::Result<()> {
     let clients = config.cluster.clients_at(scvm.id);
     let addresses = |client: &ClientAt| client.addresses.iter().map(|(_, at)| *at).collect();
     let remotes: BTreeMap<HostId, Vec<Ipv4Addr>> = clients.iter().map(|c| (c.id, addresses(c))).collect();
+    let by_network = clients
+        .iter()
+        .flat_map(|c| c.addresses.iter().map(|(network, at)| ((c.id, *network), *at)))
+        .collect();
     let publisher = match scvm.epoch_file.clone() {
         Some(path) => Some(
             Publisher::start(path, remotes.clone(), results.clone())
@@ -118,6 +135,8 @@ pub async fn run(start: Start) -> anyhow::Result<()> {
     let router = operator::router(shared.clone(), requests);
     let _service = service::serve(&scvm.socket, scvm.metrics, Arc::new(registry), router)?;
 
+    let esxi = esxi::start(&config, scvm.id, meta.clone(), journal.clone())
+        .context("no thread to drive ESXi hosts")?;
     let bounds = Bounds {
         floor_ns: ns(config.timing.unanswered_floor_ms),
         default_ns: ns(config.timing.unanswered_ms),
@@ -128,7 +147,7 @@ pub async fn run(start: Start) -> anyhow::Result<()> {
         if sensor.adopted() { "programs, counters and admission of an earlier run" } else { "nothing" };
     journal.record(Event::Started { role: "scvm".into(), adopted: adopted.into() });
     let mut driver = Driver {
-        machine: Scvm::new(settings, now),
+        machine: Recorded::begin(settings, config.record.as_deref(), now)?,
         limits: Limits::new(bounds),
         sensor,
         meta,
@@ -139,13 +158,18 @@ pub async fn run(start: Start) -> anyhow::Result<()> {
         probes,
         results,
         remotes,
-        service: (address.ip(), address.port()),
+        addresses: by_network,
+        tickler: Tickler::open().map_err(|error| format!("{error}: this agent needs CAP_NET_RAW")),
+        service: (config.cluster.service_address, config.cluster.service_port),
         bypass_file,
+        storage: (scvm.interfaces.storage.clone(), entry.storage),
+        esxi,
         view: None,
         shared,
         touched: BootNs(0),
         polled: BootNs(0),
         clients_read: BootNs(0),
+        unanswered_since: None,
         limited: BootNs(0),
         shown: BootNs(0),
         told_holders: BootNs(0),
@@ -153,6 +177,8 @@ pub async fn run(start: Start) -> anyhow::Result<()> {
         sensor_fault: None,
     };
     driver.begin();
+    let mut looks = tokio::time::interval(LOOK);
+    looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         let wait = driver.machine.wake_at(clock::now()).since(clock::now()).max(MS);
         tokio::select! {
@@ -170,6 +196,7 @@ pub async fn run(start: Start) -> anyhow::Result<()> {
                 }
             }
             Some(request) = operators.recv() => driver.operator(request),
+            _ = looks.tick() => driver.look(),
             () = tokio::time::sleep(Duration::from_nanos(wait)) => driver.feed(Input::Tick),
         }
         driver.chores();
@@ -181,16 +208,28 @@ pub async fn run(start: Start) -> anyhow::Result<()> {
 fn prober(mut prober: Prober, results: mpsc::UnboundedSender<Input>) -> mpsc::UnboundedSender<Probe> {
     let (ask, mut asked) = mpsc::unbounded_channel();
     tokio::spawn(async move {
-        while let Some(probe) = asked.recv().await {
-            match probe {
-                Probe::Ask(pids) => {
-                    let before = run_delay::read(&pids);
-                    let (answered, took_ns) = prober.probe().await;
-                    let starved = !answered && run_delay::starved(&before, &run_delay::read(&pids), took_ns);
-                    let _ = results.send(Input::NullRpc { answered, took_ns, starved });
+        loop {
+            let waits = prober.waits();
+            let input = tokio::select! {
+                biased;
+                probe = asked.recv() => match probe {
+                    Some(Probe::Ask(pids)) => {
+                        let before = run_delay::read(&pids);
+                        let (answered, took_ns) = prober.probe().await;
+                        let starved = !answered && run_delay::starved(&before, &run_delay::read(&pids), took_ns);
+                        Input::NullRpc { answered, took_ns, starved }
+                    }
+                    Some(Probe::Close) => {
+                        prober.close();
+                        continue;
+                    }
+                    None => break,
+                },
+                late = prober.late_answer(), if waits => {
+                    Input::NullRpc { answered: late.is_some(), took_ns: late.unwrap_or(0), starved: false }
                 }
-                Probe::Close => prober.close(),
-            }
+            };
+            let _ = results.send(input);
         }
     });
     ask
@@ -228,6 +267,16 @@ impl Driver {
         if now.since(self.told_holders) >= HOLDERS_NS {
             self.tell_holders();
         }
+    }
+
+    /// A few words of shared memory: cheap enough to be looked at all the time.
+    fn look(&mut self) {
+        let (waiting, last_reply) = self.sensor.waiting();
+        let since = waiting.then_some(last_reply);
+        if since.is_some() && since == self.unanswered_since {
+            self.feed(Input::Quiet);
+        }
+        self.unanswered_since = since;
     }
 
     fn poll_pidfile(&mut self) {
@@ -349,13 +398,27 @@ impl Driver {
                     self.view = Some(view.clone());
                     self.view_at = clock::now();
                 }
-                self.feed(Input::Order { term: line.term, seq: line.seq, order: line.order });
+                let (term, seq, order) = (line.term, line.seq, line.order);
+                self.feed(Input::Order { term, seq, order: order.clone() });
+                self.beside(term, seq, order);
             }
             LinkEvent::Stranger { why, .. } => self.journal.record(Event::Fault { what: why }),
             LinkEvent::Up { address } => tracing::info!(%address, "push stream from Meta"),
             LinkEvent::Down { address, why } => {
                 self.journal.record(Event::Fault { what: format!("push stream of Meta {address}: {why}") });
             }
+        }
+    }
+
+    /// Orders that are carried out beside the machine, which has heard them.
+    fn beside(&self, term: Term, seq: u64, order: Order) {
+        match order {
+            // One that lay in a buffer while this node was stunned or cut off is somebody else's by now.
+            Order::Drive { host, wish } if self.machine.is_of_this_session(term, seq, clock::now()) => {
+                self.esxi.drive(host, wish);
+            }
+            Order::AskPeer { scvm } => self.esxi.ask_peer(scvm),
+            _ => {}
         }
     }
 

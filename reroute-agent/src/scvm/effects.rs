@@ -4,9 +4,12 @@ use super::driver::{Driver, Probe};
 use super::facts::{answer, outcome};
 use crate::clock;
 use crate::netlink::sockets;
+use crate::sweep::own;
 use reroute_common::{pulse, table};
-use reroute_core::ids::HostId;
+use reroute_core::ids::{HostId, Network};
 use reroute_core::scvm::*;
+use std::collections::BTreeSet;
+use std::net::SocketAddrV4;
 
 impl Driver {
     /// Carries out one effect. Its result is given back, or comes through the queue later.
@@ -47,6 +50,10 @@ impl Driver {
             Effect::PurgeSockets { host, epoch, purpose } => {
                 Input::Purged { host, epoch, purpose, purge: self.purge(host) }
             }
+            Effect::ResetClient { host, epoch, network, ports, own, round } => {
+                let result = self.reset_client((host, network), &ports, own, round);
+                Input::ClientReset { host, epoch, result }
+            }
             Effect::ProbeNull => match self.probes.send(Probe::Ask(self.process.pids())) {
                 Ok(()) => return None,
                 Err(_) => Input::NullRpc { answered: false, took_ns: 0, starved: false },
@@ -71,6 +78,13 @@ impl Driver {
                 tokio::task::spawn_blocking(move || {
                     let result = write().map_err(|e| e.to_string());
                     let _ = results.send(Input::BypassPersisted(result));
+                });
+                return None;
+            }
+            Effect::AskOwnAddress => {
+                let ((interface, address), results) = (self.storage.clone(), self.results.clone());
+                tokio::task::spawn_blocking(move || {
+                    let _ = results.send(Input::OwnAddress(own::claims(&interface, address)));
                 });
                 return None;
             }
@@ -100,12 +114,43 @@ impl Driver {
         let mut purge = Purge { destroyed: 0, left: 0 };
         for &remote in remotes {
             let filter = sockets::Filter {
-                local: Some((self.service.0, Some(self.service.1))),
+                local: Some((self.service.0.into(), Some(self.service.1))),
                 remote: Some((remote.into(), None)),
             };
             purge.destroyed += sockets::destroy(&filter).map_err(|e| e.to_string())?;
             purge.left += sockets::count(&filter).map_err(|e| e.to_string())?;
         }
         Ok(purge)
+    }
+
+    /// Has the client's connections from these ports end. A socket of our own is left alone, or (`own`) destroyed, which
+    /// tells the client so; the others have no other end here.
+    fn reset_client(&self, at: (HostId, Network), ports: &[u16], own: bool, round: u32) -> Outcome<Tickled> {
+        let (host, network) = at;
+        let address = *self
+            .addresses
+            .get(&at)
+            .ok_or_else(|| format!("{host} has no address on {network} by this configuration"))?;
+        let (service, port) = self.service;
+        let filter = sockets::Filter {
+            local: Some((service.into(), Some(port))),
+            remote: Some((address.into(), None)),
+        };
+        let text = |error: std::io::Error| error.to_string();
+        let here = sockets::list(&filter).map_err(text)?;
+        let here: BTreeSet<u16> =
+            here.iter().filter(|tcp| tcp.is_alive()).map(|tcp| tcp.remote.port()).collect();
+        let mut done = Tickled { tickled: 0, destroyed: 0 };
+        if own {
+            done.destroyed =
+                sockets::destroy_where(&filter, |tcp| ports.contains(&tcp.remote.port())).map_err(text)?;
+        }
+        let tickler = self.tickler.as_ref().map_err(Clone::clone)?;
+        for &at in ports.iter().filter(|port| !here.contains(port)) {
+            let (from, to) = (SocketAddrV4::new(service, port), SocketAddrV4::new(address, at));
+            tickler.send(from, to, round).map_err(text)?;
+            done.tickled += 1;
+        }
+        Ok(done)
     }
 }

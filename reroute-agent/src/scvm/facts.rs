@@ -37,6 +37,8 @@ pub(super) fn client_facts(client: &table::Client) -> ClientFacts {
         affirm_deadline: BootNs(client.affirm_deadline),
         blocked_until: BootNs(client.blocked_until),
         connections: open_connections(client),
+        in_progress: client.in_progress,
+        replies: client.latency.iter().flatten().copied().fold(0, u64::wrapping_add),
     }
 }
 

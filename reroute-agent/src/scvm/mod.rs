@@ -6,6 +6,7 @@
 //! | `epoch-file` (real time) | writes the epoch file |
 //! | `journal` | appends the journal |
 //! | `service` | operators' socket and `/metrics`, from snapshots: [`operator`], [`metrics`] |
+//! | `esxi` | the next hops of ESXi hosts, when Meta appoints this SCVM: [`crate::esxi`] |
 //!
 //! All inputs to the machine go through one unbounded queue on one thread; what fills it is bounded: one result per
 //! effect, orders that Meta bounds, and transitions that the kernel counts as lost when its ring is full.
@@ -23,6 +24,7 @@ mod pidfd;
 pub mod report;
 mod run_delay;
 pub(crate) mod server_process;
+mod tickle;
 
 use crate::config::{AdmissionMode, Config, ns};
 use crate::journal::Journal;

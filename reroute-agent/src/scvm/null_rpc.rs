@@ -26,9 +26,20 @@ pub struct Prober {
 
 struct Open {
     stream: TcpStream,
-    /// XID of the call without a reply.
-    outstanding: Option<u32>,
+    /// The call without a reply.
+    outstanding: Option<Outstanding>,
     received: Vec<u8>,
+}
+
+#[derive(Clone, Copy)]
+struct Outstanding {
+    xid: u32,
+    sent: Instant,
+}
+
+/// ns, as the machines count.
+fn ns(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 impl Prober {
@@ -46,7 +57,7 @@ impl Prober {
             tracing::debug!(%error, "NULL RPC to the local server");
             self.open = None;
         }
-        (answered, u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX))
+        (answered, ns(began.elapsed()))
     }
 
     async fn ask(&mut self) -> io::Result<()> {
@@ -71,28 +82,31 @@ impl Prober {
             }
         };
         open.forget_old_answers()?;
-        let xid = match open.outstanding {
-            Some(xid) => xid,
-            None => {
-                self.xid = self.xid.wrapping_add(1);
-                // Marked first: a write that is cancelled half-way must not be followed by another call.
-                open.outstanding = Some(self.xid);
-                open.stream.write_all(&null_call(self.xid)).await?;
-                self.xid
-            }
-        };
-        loop {
-            if let Some(record) = take_record(&mut open.received)? {
-                if is_reply(&record, xid) {
-                    open.outstanding = None;
-                    return Ok(());
-                }
-                continue;
-            }
-            if open.stream.read_buf(&mut open.received).await? == 0 {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
+        if open.outstanding.is_none() {
+            self.xid = self.xid.wrapping_add(1);
+            // Marked first: a write that is cancelled half-way must not be followed by another call.
+            open.outstanding = Some(Outstanding { xid: self.xid, sent: Instant::now() });
+            open.stream.write_all(&null_call(self.xid)).await?;
         }
+        open.answer().await
+    }
+
+    /// A call of an earlier probe has no answer yet.
+    pub fn waits(&self) -> bool {
+        self.open.as_ref().is_some_and(|open| open.outstanding.is_some())
+    }
+
+    /// Waits for what [`Prober::probe`] gave up: how long the answer took, ns; `None`: the connection has ended. May be
+    /// dropped, and waited for again.
+    pub async fn late_answer(&mut self) -> Option<u64> {
+        let open = self.open.as_mut()?;
+        let sent = open.outstanding?.sent;
+        if let Err(error) = open.answer().await {
+            tracing::debug!(%error, "NULL RPC to the local server");
+            self.open = None;
+            return None;
+        }
+        Some(ns(sent.elapsed()))
     }
 
     /// Nothing is suspected any more: the server need not keep our connection.
@@ -104,6 +118,20 @@ impl Prober {
 }
 
 impl Open {
+    /// Waits for the reply to the outstanding call; without one there is nothing to wait for.
+    async fn answer(&mut self) -> io::Result<()> {
+        while let Some(Outstanding { xid, .. }) = self.outstanding {
+            if let Some(record) = take_record(&mut self.received)? {
+                if is_reply(&record, xid) {
+                    self.outstanding = None;
+                }
+            } else if self.stream.read_buf(&mut self.received).await? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+        Ok(())
+    }
+
     /// Takes in what has come since the last probe.
     fn forget_old_answers(&mut self) -> io::Result<()> {
         loop {
@@ -115,7 +143,7 @@ impl Open {
             }
         }
         while let Some(record) = take_record(&mut self.received)? {
-            if self.outstanding.is_some_and(|xid| is_reply(&record, xid)) {
+            if self.outstanding.is_some_and(|call| is_reply(&record, call.xid)) {
                 self.outstanding = None;
             }
         }

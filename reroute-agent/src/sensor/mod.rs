@@ -218,6 +218,10 @@ impl Sensor {
     pub fn flows(&self) -> Result<Vec<(u32, Flow)>, SensorError> {
         Ok(self.tables.flows())
     }
+    /// Whether a call of anybody waits for its reply, and when the last reply left for anybody, boot ns.
+    pub fn waiting(&self) -> (bool, u64) {
+        self.tables.waiting()
+    }
     pub fn server(&self) -> Result<Server, SensorError> {
         self.tables.server()
     }

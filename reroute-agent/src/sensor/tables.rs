@@ -241,6 +241,12 @@ impl Tables {
     pub fn server(&self) -> Result<Server, SensorError> {
         self.server.read(0).ok_or(SensorError::NoMap { name: pin::SERVER })
     }
+    pub fn waiting(&self) -> (bool, u64) {
+        let calls = offset_of!(Client, in_progress);
+        let waits = |slot: &u32| self.clients.word(*slot, calls).is_some_and(|n| n.load(Relaxed) > 0);
+        let reply = self.server.long(0, offset_of!(Server, last_reply_at));
+        (self.slots.values().any(waits), reply.map_or(0, |at| at.load(Relaxed)))
+    }
     /// The clients' totals: their own counts, and those of their lines.
     pub fn clients(&self) -> Result<Vec<Client>, SensorError> {
         // Counts on their way from a line to its client are in neither, or in both: then it is read again.
