@@ -7,7 +7,7 @@
 //! | operators | service's thread | the operator waits |
 
 use super::hypervisor;
-use super::kernel::Kernel;
+use super::kernel::{Kernel, Reset};
 use super::metrics::Metrics;
 use super::notes;
 use super::operator::{self, Adopted, PinWish, Pinned, Request, Status};
@@ -17,10 +17,14 @@ use crate::config::{Config, Host, HostEntry};
 use crate::journal::Journal;
 use crate::meta_client::{LinkEvent, MetaClient};
 use crate::netlink::{links, route};
+use crate::record::Recorded;
+use crate::sweep::{own, sizes};
 use crate::{clock, fault_point, service};
 use anyhow::Context;
 use prometheus_client::registry::Registry;
-use reroute_core::host::{Effect, Found, Input, Machine, Notes, Pin, PinRefused, Record, Settings};
+use reroute_core::host::{
+    self, Effect, Found, Input, Machine, Mode, Notes, Pin, PinRefused, Record, Settings,
+};
 use reroute_core::ids::*;
 use reroute_core::proto::{ClusterView, EvidenceKind, Order, ToMeta};
 use reroute_core::timeline::Event;
@@ -30,7 +34,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::Instant;
 
 /// Gauges are brought up to date this often.
 const SHOW_NS: u64 = 500 * MS;
@@ -48,7 +52,7 @@ pub struct Parts {
 }
 
 struct Driver {
-    machine: Machine,
+    machine: Recorded<Machine>,
     kernel: Kernel,
     pulses: Pulses,
     meta: MetaClient,
@@ -90,19 +94,19 @@ pub async fn run(parts: Parts, stop: impl Future<Output = ()>) -> anyhow::Result
     )?;
 
     let found = kernel.read_route();
-    let mut machine =
-        Machine::new(parts.settings.clone(), parts.record, clock::now()).with_notes(parts.notes.clone());
-    if let Some(hypervisor) = &parts.host.hypervisor {
-        machine = machine.with_hypervisor(hypervisor.domain().to_string(), parts.boot);
-    }
+    let start = host::Start {
+        settings: parts.settings.clone(),
+        record: parts.record,
+        notes: parts.notes.clone(),
+        hypervisor: parts.host.hypervisor.as_ref().map(|h| (h.domain().to_string(), parts.boot)),
+    };
+    let machine = Recorded::begin(start, parts.config.record.as_deref(), clock::now())?;
     let adopted = match &found {
         Ok(found) => format!("route: {found:?}; login on disk: {:?}", parts.record),
         Err(why) => format!("route unreadable: {why}; login on disk: {:?}", parts.record),
     };
     parts.journal.record(Event::Started { role: "host".into(), adopted });
     let (results, mut came) = mpsc::unbounded_channel();
-    let mut ticker = tokio::time::interval(Duration::from_nanos(machine.tick_period_ns()));
-    ticker.set_missed_tick_behavior(MissedTickBehavior::Skip);
     let mut driver = Driver {
         machine,
         kernel,
@@ -121,13 +125,20 @@ pub async fn run(parts: Parts, stop: impl Future<Output = ()>) -> anyhow::Result
     driver.route_was_read(found);
 
     let mut stop = std::pin::pin!(stop);
+    let mut beat = std::pin::pin!(tokio::time::sleep(Duration::ZERO));
+    let mut due = BootNs(0);
     loop {
+        let next = driver.machine.next_tick();
+        if next != due {
+            due = next;
+            beat.as_mut().reset(Instant::now() + Duration::from_nanos(due.since(clock::now())));
+        }
         // In this order: no flood of anything holds up the beat (which itself hears the waiting replies first, before
         // it judges silence).
         tokio::select! {
             biased;
             () = &mut stop => break,
-            at = ticker.tick() => driver.tick(at),
+            () = &mut beat => driver.tick(due),
             () = driver.pulses.readable() => driver.receive(),
             Some(input) = came.recv() => driver.input(input),
             Some(event) = meta_events.recv() => driver.meta_event(event),
@@ -183,7 +194,14 @@ impl Driver {
                 self.inputs.push_front(Input::RouteSet { path, result });
             }
             Effect::DestroySockets { keep } => {
-                self.inputs.push_front(Input::SocketsReset(self.kernel.destroy_sockets(keep)));
+                self.inputs.push_front(match self.kernel.destroy_sockets(keep) {
+                    Ok(Reset::Destroyed(count)) => Input::SocketsReset(Ok(count)),
+                    Ok(Reset::Stay(sockets)) => Input::SocketsStay(sockets),
+                    Err(why) => Input::SocketsReset(Err(why)),
+                });
+            }
+            Effect::FindSockets => {
+                self.inputs.push_back(Input::SocketsFound(self.kernel.find_sockets()));
             }
             Effect::Persist(record) => {
                 let (dir, results) = (self.parts.host.state_dir.clone(), self.results.clone());
@@ -208,6 +226,16 @@ impl Driver {
                         notes::store(&dir, &cluster, &notes, boot).map_err(|error| error.to_string());
                     Input::NotesPersisted { notes, result }
                 });
+            }
+            Effect::AskOwnAddress => {
+                let interface = self.parts.host.interfaces.storage.clone();
+                let address = self.parts.node.address(Network::Storage);
+                self.aside(move || Input::OwnAddress(own::claims(&interface, address)));
+            }
+            Effect::TrySizes(paths) => {
+                let cluster = self.parts.config.cluster.clone();
+                let interfaces = self.parts.host.interfaces.clone();
+                self.aside(move || Input::SizesTried(sizes::try_all(&cluster, &interfaces, &paths)));
             }
             Effect::AskHypervisor => {
                 let Some(hypervisor) = self.parts.host.hypervisor.clone() else { return };
@@ -274,14 +302,13 @@ impl Driver {
         }
     }
 
-    fn tick(&mut self, deadline: Instant) {
+    fn tick(&mut self, due: BootNs) {
         self.receive();
-        let late_ns = Instant::now().saturating_duration_since(deadline).as_nanos() as u64;
         let now = clock::now();
-        if late_ns > self.machine.tick_period_ns() {
+        if now.since(due) > self.machine.pulse_ns() {
             self.metrics.late.inc();
         }
-        self.input(Input::Tick { due: BootNs(now.0.saturating_sub(late_ns)) });
+        self.input(Input::Tick { due });
         if now.since(self.shown_at) >= SHOW_NS {
             self.shown_at = now;
             let local = self.machine.local(now);
@@ -337,6 +364,7 @@ impl Driver {
             Request::Status(answer) => {
                 let mut local = self.machine.local(clock::now());
                 local.faults.extend(self.meta.strangers());
+                local.faults.extend(journal_loss(self.parts.journal.lost()));
                 let status = Status {
                     role: "host".into(),
                     node: self.parts.node.name.clone(),
@@ -349,10 +377,19 @@ impl Driver {
             Request::Adopt(answer) => {
                 let _ = answer.send(self.adopt());
             }
+            Request::Dry(actor, answer) => {
+                let _ = answer.send(self.dry(actor));
+            }
             Request::Pin(wish, answer) => {
                 let _ = answer.send(self.pin(wish));
             }
         }
+    }
+
+    fn dry(&mut self, actor: String) -> Result<(), String> {
+        self.machine.check_mode(Mode::Dry).map_err(|refused| refused.to_string())?;
+        self.input(Input::SetMode { mode: Mode::Dry, actor });
+        Ok(())
     }
 
     /// Pins a place, or takes the pin back. Errors, in words: why it cannot be, and what to do.
@@ -360,6 +397,10 @@ impl Driver {
         let now = clock::now();
         let before = self.machine.pinned().cloned();
         let pin = match wish {
+            None if self.machine.check_mode(Mode::Auto).is_ok() => {
+                self.input(Input::SetMode { mode: Mode::Auto, actor: "an operator".into() });
+                None
+            }
             None if before.is_none() => return Err(PinRefused::NotPinned.to_string()),
             None => None,
             Some(wish) => {
@@ -390,6 +431,10 @@ impl Driver {
     }
 }
 
+fn journal_loss(entries: u64) -> Option<String> {
+    (entries > 0).then(|| format!("{entries} journal entries were lost: look at the disk"))
+}
+
 /// The own stack is full for a moment, or the socket is not ready.
 fn is_transient(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
@@ -402,6 +447,7 @@ fn cause(evidence: Option<EvidenceKind>, reason: &str) -> &'static str {
         Some(EvidenceKind::ListenerGone) => "listener_gone",
         Some(EvidenceKind::ProcessExit) => "process_exit",
         Some(EvidenceKind::Silent | EvidenceKind::NullFailed) => "hung",
+        Some(EvidenceKind::DataSilent) => "storage_hung",
         Some(EvidenceKind::PathLost) => "path_lost",
         Some(EvidenceKind::AllPathsLost) => "all_paths_lost",
         Some(EvidenceKind::CarrierLost) => "carrier_lost",

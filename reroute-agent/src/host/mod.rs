@@ -78,9 +78,11 @@ fn settings(config: &Config) -> Result<Settings, ConfigError> {
             .map(|s| s.id)
             .collect(),
         pulse_ns: ns(t.pulse_ms),
+        doubt_ns: ns(t.doubt_pulse_ms),
         standby_ns: ns(t.standby_pulse_ms),
         rest_ns: SEC,
         path_lost_ns: ns(t.path_lost_ms),
+        first_mode: config.host()?.mode,
         hold_down_ns: ns(t.hold_down_ms),
         hold_down_max_ns: ns(t.hold_down_max_ms),
     })

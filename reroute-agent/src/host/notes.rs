@@ -39,7 +39,7 @@ pub fn store(dir: &Path, cluster: &str, notes: &Notes, boot: u64) -> io::Result<
 mod tests {
     use super::*;
     use crate::meta::testing::Dir;
-    use reroute_core::host::{KnownDomain, Pin};
+    use reroute_core::host::{KnownDomain, Mode, Pin};
     use reroute_core::ids::{BootNs, ScvmId};
 
     #[test]
@@ -48,11 +48,14 @@ mod tests {
         assert_eq!(load(dir.path(), "c", 1).unwrap(), Notes::default());
         let pin = |until| Some(Pin { scvm: ScvmId(2), network: None, until, actor: "a".into() });
         let domain = Some(KnownDomain { id: 7, uuid: "u".into(), node_boot: 1, boot: Some(3) });
-        let ends = Notes { pin: pin(Some(BootNs(9))), domain: domain.clone() };
+        let ends = Notes { pin: pin(Some(BootNs(9))), domain: domain.clone(), mode: Some(Mode::Auto) };
         store(dir.path(), "c", &ends, 1).unwrap();
         assert_eq!(load(dir.path(), "c", 1).unwrap(), ends);
-        assert_eq!(load(dir.path(), "c", 2).unwrap(), Notes { pin: None, domain: domain.clone() });
-        let stays = Notes { pin: pin(None), domain };
+        assert_eq!(
+            load(dir.path(), "c", 2).unwrap(),
+            Notes { pin: None, domain: domain.clone(), mode: Some(Mode::Auto) }
+        );
+        let stays = Notes { pin: pin(None), domain, mode: None };
         store(dir.path(), "c", &stays, 1).unwrap();
         assert_eq!(load(dir.path(), "c", 2).unwrap(), stays);
         let error = load(dir.path(), "other", 2).unwrap_err();

@@ -41,6 +41,8 @@ pub enum Request {
     Adopt(oneshot::Sender<Result<Adopted, String>>),
     /// None: nothing is to be pinned any more. `Err`: why not, in words.
     Pin(Option<PinWish>, oneshot::Sender<Result<Pinned, String>>),
+    /// By whom. `Err`: why not, in words.
+    Dry(String, oneshot::Sender<Result<(), String>>),
 }
 
 /// `route set`: a place by name, for how long, and who says so.
@@ -83,6 +85,7 @@ pub fn router(requests: Requests) -> Router {
         .route("/v1/route/adopt", post(adopt))
         .route("/v1/route/set", post(set))
         .route("/v1/route/auto", post(auto))
+        .route("/v1/route/dry", post(dry))
         .with_state(requests)
 }
 
@@ -124,6 +127,18 @@ async fn set(
 
 async fn auto(State(requests): State<Requests>) -> Response {
     pin(requests, None).await
+}
+
+async fn dry(State(requests): State<Requests>, ConnectInfo(peer): ConnectInfo<Peer>) -> Response {
+    let (answer, done) = oneshot::channel();
+    if requests.send(Request::Dry(peer.actor(None), answer)).await.is_err() {
+        return gone();
+    }
+    match done.await {
+        Ok(Ok(())) => Json(()).into_response(),
+        Ok(Err(why)) => (StatusCode::CONFLICT, why).into_response(),
+        Err(_) => gone(),
+    }
 }
 
 async fn pin(requests: Requests, wish: Option<PinWish>) -> Response {

@@ -43,12 +43,16 @@ fn reflect(request: &[u8; LEN]) -> [u8; LEN] {
     put(offset_of!(Pulse, server_incarnation), &72u64.to_le_bytes());
     put(offset_of!(Pulse, word), &Word::new(9, rank::RELEASED).0.to_le_bytes());
     put(offset_of!(Pulse, lease_ns), &73u64.to_le_bytes());
-    put(offset_of!(Pulse, server_state), &(server::LISTENING | server::NULL_FAILED).to_le_bytes());
+    put(
+        offset_of!(Pulse, server_state),
+        &(server::LISTENING | server::NULL_FAILED | server::DATA_SILENT).to_le_bytes(),
+    );
     put(offset_of!(Pulse, calls_waiting), &74u32.to_le_bytes());
     put(offset_of!(Pulse, in_progress), &75u32.to_le_bytes());
     put(offset_of!(Pulse, orphans), &76u32.to_le_bytes());
     put(offset_of!(Pulse, oldest_call_age_ns), &78u64.to_le_bytes());
     put(offset_of!(Pulse, agent_age_ns), &77u64.to_le_bytes());
+    put(offset_of!(Pulse, data_reply_age_ns), &79u64.to_le_bytes());
     sign(&mut reply);
     reply
 }
@@ -90,6 +94,8 @@ fn a_reflected_pulse_comes_back_over_the_wire() {
                 calls_waiting: 74,
                 oldest_call_age_ns: 78,
                 agent_age_ns: 77,
+                data_silent: true,
+                data_reply_age_ns: 79,
             }
         );
     });

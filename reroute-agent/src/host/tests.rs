@@ -63,7 +63,7 @@ fn config(dir: &Dir, section: &str) -> Config {
 fn host_config(dir: &Dir) -> Config {
     let d = dir.path().display();
     let section = format!(
-        "[timing]\nhold_down_ms = 500\n[host]\nid = 1\nstate_dir = \"{d}/host\"\nsocket = \"{d}/host.sock\"\n\
+        "[timing]\nhold_down_ms = 500\n[host]\nid = 1\nmode = \"auto\"\nstate_dir = \"{d}/host\"\nsocket = \"{d}/host.sock\"\n\
          interfaces = {{ private = \"priv\", storage = \"sto\", management = \"mgmt\" }}\n"
     );
     config(dir, &section)
@@ -232,7 +232,7 @@ impl World {
                         tokio::spawn(play_agent(meta_config.clone(), far_site.clone(), scvm));
                     }
                     ready.send(()).unwrap();
-                    meta.serve(async move {
+                    meta.serve(|| Ok(()), async move {
                         let _ = stopped.await;
                     })
                     .await

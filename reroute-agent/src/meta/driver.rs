@@ -16,6 +16,7 @@ use super::store::{Queue, StoreError, Write, Written};
 use crate::config::{ClusterKey, Config, FenceCommand};
 use crate::journal::Journal;
 use crate::meta_client::push_direction;
+use crate::record::Recorded;
 use crate::{clock, fault_point, keys};
 use bytes::Bytes;
 use reroute_core::block::{Denial, Done};
@@ -50,7 +51,7 @@ struct Stream {
 }
 
 pub struct Driver {
-    master: SessionMaster,
+    master: Recorded<SessionMaster>,
     key: ClusterKey,
     cluster: String,
     fence_command: Option<FenceCommand>,
@@ -81,7 +82,7 @@ impl Driver {
     pub fn new(
         config: &Config,
         listen: Vec<std::net::SocketAddr>,
-        master: SessionMaster,
+        master: Recorded<SessionMaster>,
         store: Queue,
         journal: Journal,
         metrics: Metrics,

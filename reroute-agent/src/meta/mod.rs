@@ -25,13 +25,14 @@ pub use keep_out::{Wanted, Why};
 use crate::cli::Refused;
 use crate::config::{Config, ns};
 use crate::journal::Journal;
+use crate::record::Recorded;
 use crate::service::ServiceHandle;
 use crate::{clock, realtime, service};
 use anyhow::Context;
 use axum::serve::ListenerExt;
 use driver::Driver;
 use metrics::Metrics;
-use reroute_core::meta::{Agentless, SessionMaster, Settings};
+use reroute_core::meta::{Agentless, DrivenSettings, Settings, Start};
 use reroute_core::timeline::Event;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
@@ -50,7 +51,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     let thread = realtime::run("meta", async move || {
         let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
         let mut int = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt())?;
-        meta.serve(async move {
+        meta.serve(realtime::become_fifo, async move {
             tokio::select! {
                 _ = term.recv() => {}
                 _ = int.recv() => {}
@@ -109,23 +110,31 @@ impl Meta {
         Ok(Meta { config, listeners, store, opened, journal, metrics, questions, service })
     }
 
-    /// Serves until `stop`.
-    pub async fn serve(self, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
+    /// Serves until `stop`. `prepare`: see [`store::spawn`].
+    pub async fn serve(
+        self,
+        prepare: fn() -> anyhow::Result<()>,
+        stop: impl Future<Output = ()>,
+    ) -> anyhow::Result<()> {
         let Meta { config, listeners, store, opened, journal, metrics, questions, service } = self;
         let (calling, calls) = mpsc::channel(CALLS);
         let (write_done, written) = mpsc::unbounded_channel::<Written>();
-        let writes = store::spawn(store, move |done| {
+        let writes = store::spawn(store, prepare, move |done| {
             let _ = write_done.send(done);
         })?;
         let adopted = format!("{} logins, {}", opened.logins.len(), opened.term);
         journal.record(Event::Started { role: "meta".into(), adopted });
         let now = clock::now();
-        let mut master = SessionMaster::new(settings(&config, &opened), opened.logins, now)
-            .with_draining(opened.draining)
-            .with_blocks(opened.blocks, clock::wall(), now);
-        if let Some(command) = &config.meta()?.fence_command {
-            master = master.with_fence_command(fence::settings(command));
-        }
+        let start = Start {
+            settings: settings(&config, &opened),
+            logins: opened.logins.into_iter().collect(),
+            draining: opened.draining.into_iter().collect(),
+            blocks: opened.blocks,
+            wall: clock::wall(),
+            driven: driven(&config),
+            fence_command: config.meta()?.fence_command.as_ref().map(fence::settings),
+        };
+        let master = Recorded::begin(start, config.record.as_deref(), now)?;
         let listen = listeners.iter().map(|(address, _)| *address).collect();
         let router = http::router(http::Gate::new(&config, opened.term, calling, metrics.clone()));
         let mut servers = tokio::task::JoinSet::new();
@@ -159,6 +168,17 @@ fn open(dir: &std::path::Path, cluster: &str) -> Result<(Redb, Opened), StoreErr
     let mut store = Redb::at(dir)?;
     let opened = store.open(cluster)?;
     Ok((store, opened))
+}
+
+/// ESXi hosts that this cluster's SCVMs can log in to.
+fn driven(config: &Config) -> DrivenSettings {
+    let hosts = config.cluster.hosts.iter();
+    DrivenSettings {
+        hosts: hosts.filter(|h| h.esxi.is_some()).map(|h| h.id).collect(),
+        hold_down_ns: ns(config.timing.hold_down_ms),
+        hold_down_max_ns: ns(config.timing.hold_down_max_ms),
+        rehearse_ns: ns(config.timing.rehearse_ms),
+    }
 }
 
 fn settings(config: &Config, opened: &Opened) -> Settings {

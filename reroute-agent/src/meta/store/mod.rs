@@ -13,6 +13,7 @@ pub use memory::Memory;
 pub use redb::Redb;
 
 use crate::{clock, fault_point};
+use anyhow::Context;
 use reroute_core::block::BlockList;
 use reroute_core::ids::{HostId, ScvmId, Term};
 use reroute_core::meta::{Input, Record, Versioned};
@@ -179,14 +180,22 @@ impl Leaving {
     }
 }
 
-/// Runs `store` on a thread until the queue is dropped; `done` gets one call per write and per question.
+/// Runs `store` on a thread until the queue is dropped; `done` gets one call per write and per question. `prepare` comes
+/// first on that thread: a leader whose store waits for a CPU is none. Errors: it failed.
 pub fn spawn(
     mut store: impl Store + 'static,
+    prepare: fn() -> anyhow::Result<()>,
     mut done: impl FnMut(Written) + Send + 'static,
-) -> std::io::Result<Queue> {
+) -> anyhow::Result<Queue> {
     let work: Arc<(Mutex<Work>, Condvar)> = Arc::default();
     let thread = Leaving(work.clone());
+    let (ready, is_ready) = std::sync::mpsc::channel();
     std::thread::Builder::new().name("store".into()).spawn(move || {
+        let prepared = prepare();
+        let failed = prepared.is_err();
+        if ready.send(prepared).is_err() || failed {
+            return;
+        }
         while let Some(task) = thread.next() {
             let wrote = matches!(task, Task::Write(_));
             let began = Instant::now();
@@ -194,6 +203,7 @@ pub fn spawn(
             done(Written { input, took: began.elapsed(), failed, wrote });
         }
     })?;
+    is_ready.recv().context("the store's thread has ended")??;
     Ok(Queue(work))
 }
 

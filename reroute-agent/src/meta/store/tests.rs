@@ -95,7 +95,7 @@ fn the_thread_answers_every_write() {
     let (answers, got) = std::sync::mpsc::channel();
     let mut store = Memory::default();
     store.open("c1").unwrap();
-    let queue = spawn(store, move |w| answers.send(w.input).unwrap()).unwrap();
+    let queue = spawn(store, || Ok(()), move |w| answers.send(w.input).unwrap()).unwrap();
     let write = |expected| Write::Login { host: HostId(1), expected, record: record(1, 1) };
     queue.write(write(None)).unwrap();
     queue.write(write(None)).unwrap();
@@ -148,7 +148,7 @@ fn the_lease_is_confirmed_before_the_writes_that_wait() {
     let (go, leave) = std::sync::mpsc::channel();
     let mut store = Slow { store: Memory::default(), leave };
     store.open("c1").unwrap();
-    let queue = spawn(store, move |w| answers.send(w.input).unwrap()).unwrap();
+    let queue = spawn(store, || Ok(()), move |w| answers.send(w.input).unwrap()).unwrap();
     for host in 1..=3 {
         queue.write(Write::Login { host: HostId(host), expected: None, record: record(host, 1) }).unwrap();
     }
@@ -167,7 +167,7 @@ fn a_later_term_is_named_whatever_was_asked() {
     let mut ours = Memory::default();
     let mut theirs = ours.clone();
     ours.open("c1").unwrap();
-    let queue = spawn(ours, move |w| answers.send(w.input).unwrap()).unwrap();
+    let queue = spawn(ours, || Ok(()), move |w| answers.send(w.input).unwrap()).unwrap();
     queue.confirm(Term(1)).unwrap();
     assert_eq!(got.recv().unwrap(), Input::LeaseConfirmed);
     theirs.open("c1").unwrap();
@@ -182,7 +182,7 @@ fn a_thread_that_died_is_noticed() {
     let (go, leave) = std::sync::mpsc::channel();
     let mut store = Slow { store: Memory::default(), leave };
     store.open("c1").unwrap();
-    let queue = spawn(store, |_| ()).unwrap();
+    let queue = spawn(store, || Ok(()), |_| ()).unwrap();
     drop(go); // its next step panics
     queue.confirm(Term(1)).unwrap();
     let deadline = Instant::now() + Duration::from_secs(10);

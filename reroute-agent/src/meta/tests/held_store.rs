@@ -64,14 +64,18 @@ impl Alone {
         let (calls, called) = mpsc::channel(16);
         let (asking, questions) = mpsc::channel(16);
         let (write_done, written) = mpsc::unbounded_channel();
-        let queue = store::spawn(store, move |done| {
-            let _ = write_done.send(done);
-        })
+        let queue = store::spawn(
+            store,
+            || Ok(()),
+            move |done| {
+                let _ = write_done.send(done);
+            },
+        )
         .unwrap();
         let settings = settings(config, &opened);
-        let master = SessionMaster::new(settings, opened.logins, clock::now());
+        let master = reroute_core::meta::SessionMaster::new(settings, opened.logins, clock::now());
         let journal = Journal::open(config.path.parent().unwrap(), "meta").unwrap();
-        let driver = Driver::new(config, vec![], master, queue, journal, Metrics::new());
+        let driver = Driver::new(config, vec![], master.into(), queue, journal, Metrics::new());
         let task = tokio::spawn(driver.run(called, written, questions, std::future::pending()));
         Alone { calls, asking, seq: 0, task }
     }

@@ -36,7 +36,7 @@ impl Running {
             }
         };
         let (stop, stopped) = oneshot::channel::<()>();
-        let task = tokio::spawn(meta.serve(async move {
+        let task = tokio::spawn(meta.serve(|| Ok(()), async move {
             let _ = stopped.await;
         }));
         Running { stop, task }
