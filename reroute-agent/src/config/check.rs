@@ -42,6 +42,18 @@ impl Config {
                 ));
             }
         }
+        for (h, esxi) in c.hosts.iter().filter_map(|h| Some((h, h.esxi.as_ref()?))) {
+            if h.agent {
+                let why = format!(
+                    "{} has an agent, which changes its own route: `esxi` is for hosts with agent = false",
+                    h.name
+                );
+                return Err(self.bad("cluster.hosts.esxi", why));
+            }
+            let named =
+                |(key, why)| self.bad(format!("cluster.hosts.esxi.{key}"), format!("{}: {why}", h.name));
+            esxi.check().map_err(named)?;
+        }
         self.check_addresses()?;
         if let Some(hypervisor) = self.host.as_ref().and_then(|h| h.hypervisor.as_ref()) {
             hypervisor.check().map_err(|(key, why)| self.bad(format!("host.hypervisor.{key}"), why))?;
@@ -52,6 +64,7 @@ impl Config {
         let t = &self.timing;
         for (key, value) in [
             ("timing.pulse_ms", t.pulse_ms),
+            ("timing.doubt_pulse_ms", t.doubt_pulse_ms),
             ("timing.standby_pulse_ms", t.standby_pulse_ms),
             ("timing.keepalive_ms", t.keepalive_ms),
             ("timing.timer_us", t.timer_us),
@@ -60,6 +73,7 @@ impl Config {
             ("timing.unacked_ms", t.unacked_ms),
             ("timing.unanswered_floor_ms", t.unanswered_floor_ms),
             ("timing.null_rpc_ms", t.null_rpc_ms),
+            ("timing.rehearse_ms", t.rehearse_ms),
             ("timing.client_moves", t.client_moves.into()),
             ("timing.client_move_every_ms", t.client_move_every_ms),
         ] {
@@ -81,6 +95,19 @@ impl Config {
             ));
         }
         // Sessions must outlive a leader that is slow to confirm: else each hiccup of the store ends them all.
+        if t.doubt_pulse_ms > t.pulse_ms {
+            let why = format!("{} ms is above timing.pulse_ms ({} ms)", t.doubt_pulse_ms, t.pulse_ms);
+            return Err(self.bad("timing.doubt_pulse_ms", why));
+        }
+        // A pulse that is missed, and five more that are.
+        let least = t.pulse_ms.saturating_add(t.doubt_pulse_ms.saturating_mul(5));
+        if t.path_lost_ms < least {
+            let why = format!(
+                "{} ms must hold a beat of {} ms and five of {} ms",
+                t.path_lost_ms, t.pulse_ms, t.doubt_pulse_ms
+            );
+            return Err(self.bad("timing.path_lost_ms", why));
+        }
         if t.leader_ms < 30 || t.leader_ms > t.session_ms {
             let why =
                 format!("{} ms must be from 30 ms to timing.session_ms ({} ms)", t.leader_ms, t.session_ms);
@@ -90,7 +117,6 @@ impl Config {
             ("timing.affirm_ms", t.affirm_ms, t.pulse_ms),
             ("timing.session_ms", t.session_ms, t.keepalive_ms),
             ("timing.session_no_agent_ms", t.session_no_agent_ms, t.keepalive_ms),
-            ("timing.path_lost_ms", t.path_lost_ms, t.pulse_ms),
         ] {
             if lease < 3 * beat {
                 return Err(self.bad(key, format!("{lease} ms must hold at least three beats of {beat} ms")));

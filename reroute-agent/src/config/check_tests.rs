@@ -36,7 +36,7 @@ fn load(parts: &[String]) -> Result<Config, String> {
     );
     let path = dir.path().join("agent.toml");
     std::fs::write(&path, text).unwrap();
-    Config::load(&path).map_err(|e| format!("{e:#}"))
+    Config::load(&path).map_err(|e| format!("{:#}", anyhow::Error::from(e)))
 }
 
 #[test]
@@ -80,6 +80,50 @@ fn clashes_are_named_and_say_what_to_do() {
         (vec![one(), client(2, "storage = \"192.168.33.2\"")], ["192.168.33.2", "c2", "service address"]),
     ] {
         let error = load(&parts).unwrap_err();
+        assert!(words.iter().all(|w| error.contains(w)), "{words:?} in {error}");
+    }
+}
+
+const ESXI: &str = "agent = false\nesxi = { address = \"10.1.0.12\", user = \"root\", identity = \"/etc/reroute/key\", \
+                    known_hosts = \"/etc/reroute/known\" }";
+
+#[test]
+fn a_login_to_an_esxi_host_is_written_down_in_full() {
+    let config = load(&[host(1, "10.0.0.11", ""), host(2, "10.0.0.12", ESXI)]).unwrap();
+    let esxi = config.cluster.hosts[1].esxi.as_ref().unwrap();
+    assert_eq!((esxi.port, esxi.user.as_str()), (22, "root"));
+    assert!(config.cluster.hosts[0].esxi.is_none());
+    for key in ["address", "user", "identity", "known_hosts"] {
+        let entries: Vec<&str> =
+            ESXI.split(", ").filter(|part| !part.contains(&format!("{key} = "))).collect();
+        // The first and the last entry carry the braces.
+        let text = match key {
+            "address" => format!("agent = false\nesxi = {{ {}", entries.join(", ")),
+            "known_hosts" => format!("{} }}", entries.join(", ")),
+            _ => entries.join(", "),
+        };
+        let error = load(&[host(1, "10.0.0.11", ""), host(2, "10.0.0.12", &text)]).unwrap_err();
+        assert!(error.contains(&format!("missing field `{key}`")), "{error}");
+    }
+}
+
+#[test]
+fn a_login_to_an_esxi_host_holds_nothing_a_shell_or_ssh_would_read_otherwise() {
+    for (from, to, words) in [
+        ("agent = false\n", "", ["cluster.hosts.esxi", "h2", "agent = false"]),
+        ("10.1.0.12", "0.0.0.0", ["esxi.address", "h2", "0.0.0.0"]),
+        ("\"root\"", "\"\"", ["esxi.user", "h2", "lower-case"]),
+        ("\"root\"", "\"-oProxyCommand=x\"", ["esxi.user", "h2", "lower-case"]),
+        ("\"root\"", "\"root;reboot\"", ["esxi.user", "h2", "lower-case"]),
+        ("/etc/reroute/key", "key", ["esxi.identity", "h2", "absolute"]),
+        ("/etc/reroute/key", "", ["esxi.identity", "h2", "absolute"]),
+        ("/etc/reroute/known", "/etc/a b", ["esxi.known_hosts", "h2", "absolute"]),
+        ("/etc/reroute/known", "/etc/%d", ["esxi.known_hosts", "h2", "absolute"]),
+        ("user =", "port = 0, user =", ["esxi.port", "h2", "port 0"]),
+    ] {
+        let text = ESXI.replace(from, to);
+        assert_ne!(text, ESXI, "{from}");
+        let error = load(&[host(1, "10.0.0.11", ""), host(2, "10.0.0.12", &text)]).unwrap_err();
         assert!(words.iter().all(|w| error.contains(w)), "{words:?} in {error}");
     }
 }

@@ -1,5 +1,6 @@
 //! `[cluster]`: who is in it, and by which addresses. The same on all nodes.
 
+use super::Esxi;
 use reroute_core::ids::{FencePolicy, HostId, HostInfo, Network, ScvmId, ScvmInfo};
 use serde::Deserialize;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -85,6 +86,8 @@ pub struct HostEntry {
     /// False: no agent runs there (ESXi); others change its next hop, and its packets tell where it is.
     #[serde(default = "HostEntry::default_agent")]
     pub agent: bool,
+    /// An ESXi host whose next hop is changed over ssh. None: by others.
+    pub esxi: Option<Esxi>,
 }
 
 /// An NFS client without an agent that is no host of the cluster. Its id is of the same kind as a host's.
@@ -207,6 +210,7 @@ mod tests {
             management: [192, 168, 85, 10 + id as u8].into(),
             local_scvm: ScvmId(local),
             agent: true,
+            esxi: None,
         };
         let private = |host: HostEntry| {
             host.addresses_at(ScvmId(1)).iter().any(|(network, _)| *network == Network::Private)

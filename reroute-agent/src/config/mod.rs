@@ -3,11 +3,13 @@
 
 mod check;
 mod cluster;
+mod esxi;
 mod fence;
 mod roles;
 mod timing;
 
 pub use cluster::{ClientAt, ClientEntry, Cluster, HostEntry, ScvmEntry, Server};
+pub use esxi::Esxi;
 pub use fence::{FenceCommand, Hypervisor};
 pub use roles::{AdmissionMode, Host, Interfaces, Meta, Scvm, XdpMode, interface_index};
 pub use timing::{Timing, ns};
@@ -52,6 +54,8 @@ pub struct Config {
     scvm: Option<Scvm>,
     host: Option<Host>,
     meta: Option<Meta>,
+    /// The directory that the machine's inputs are kept in; not from the file, but from `--record`.
+    pub record: Option<PathBuf>,
 }
 
 /// The cluster's shared secret.
@@ -93,6 +97,7 @@ impl Config {
             scvm: file.scvm,
             host: file.host,
             meta: file.meta,
+            record: None,
         };
         config.check()?;
         Ok(config)

@@ -80,14 +80,27 @@ pub struct Host {
     pub socket: PathBuf,
     pub metrics: Option<SocketAddr>,
     pub interfaces: Interfaces,
+    /// The mode until an operator has chosen one: a host that was just installed decides, and touches nothing.
+    #[serde(default = "Host::default_mode")]
+    pub mode: reroute_core::host::Mode,
     /// How to ask whether the domain of the local SCVM is dead. None: nobody is asked.
     pub hypervisor: Option<Hypervisor>,
+    /// After a move the old sockets are destroyed here, where the kernel can; else the new server has the client's TCP end
+    /// them. `false`: never here.
+    #[serde(default = "Host::default_destroy")]
+    pub destroy_sockets: bool,
     /// Our mark on routes (rtm_protocol).
     #[serde(default = "Host::default_protocol")]
     pub route_protocol: u8,
 }
 
 impl Host {
+    fn default_mode() -> reroute_core::host::Mode {
+        reroute_core::host::Mode::Dry
+    }
+    fn default_destroy() -> bool {
+        true
+    }
     fn default_protocol() -> u8 {
         199
     }

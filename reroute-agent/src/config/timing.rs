@@ -9,6 +9,8 @@ use serde::Deserialize;
 pub struct Timing {
     /// Pulse to the active server.
     pub pulse_ms: u64,
+    /// ... and while it, or a path to it, is in doubt.
+    pub doubt_pulse_ms: u64,
     /// Pulse to standbys.
     pub standby_pulse_ms: u64,
     /// A path is lost after this long without a reply, while others answer.
@@ -44,6 +46,8 @@ pub struct Timing {
     /// The local server must have been well for this long before the host returns.
     pub hold_down_ms: u64,
     pub hold_down_max_ms: u64,
+    /// Logins to ESXi hosts are rehearsed this often.
+    pub rehearse_ms: u64,
     pub shield_ms: u64,
     pub timer_us: u64,
 }
@@ -52,8 +56,9 @@ impl Default for Timing {
     fn default() -> Self {
         Timing {
             pulse_ms: 10,
+            doubt_pulse_ms: 2,
             standby_pulse_ms: 50,
-            path_lost_ms: 60,
+            path_lost_ms: 25,
             keepalive_ms: 100,
             session_ms: 500,
             session_no_agent_ms: 8000,
@@ -65,12 +70,13 @@ impl Default for Timing {
             unacked_ms: 500,
             unanswered_floor_ms: 10,
             unanswered_ceiling_ms: 2000,
-            silent_ms: 50,
-            null_rpc_ms: 50,
-            drain_ms: 20,
+            silent_ms: 20,
+            null_rpc_ms: 15,
+            drain_ms: 10,
             planned_drain_ms: 2000,
             hold_down_ms: 3000,
             hold_down_max_ms: 180_000,
+            rehearse_ms: 60_000,
             shield_ms: 2000,
             timer_us: 1000,
         }
