@@ -31,6 +31,15 @@ pub fn run(verb: RouteVerb) -> anyhow::Result<()> {
                 Output::Text => println!("pinned to {target} {until}: it goes there in a quiet moment"),
             }
         }
+        RouteVerb::Dry(common) => {
+            let () = service::ask_blocking(&common.socket, Method::POST, "/v1/route/dry")?;
+            match common.output {
+                Output::Json => println!("{}", json!({ "mode": "dry" })),
+                Output::Text => {
+                    println!("dry: this host says what it would do (`status`, journal), and changes nothing")
+                }
+            }
+        }
         RouteVerb::Auto(common) => {
             let pinned: Pinned = service::ask_blocking(&common.socket, Method::POST, "/v1/route/auto")?;
             match common.output {

@@ -205,8 +205,25 @@ fn hosts(view: &ClusterView, names: &Names) -> String {
                 )
             });
             let dash = || "-".to_string();
-            let reason = wants.unwrap_or_default();
-            return vec![h.name.clone(), dash(), dash(), dash(), "no agent".into(), dash(), reason];
+            let Some(driven) = &h.driven else {
+                let reason = wants.unwrap_or_default();
+                return vec![h.name.clone(), dash(), dash(), dash(), "no agent".into(), dash(), reason];
+            };
+            let by = driven.by.map_or_else(|| "nobody".into(), |by| names.scvm(by));
+            let read = driven.rehearsed_ns.map_or_else(|| "never".into(), |age| format!("{} ago", time(age)));
+            let route = match (driven.rehearsed_ns, driven.next_hop) {
+                (None, _) => dash(),
+                (Some(_), None) => "none".into(),
+                (Some(_), Some(hop)) => format!("via {hop}"),
+            };
+            let wish = driven
+                .wish
+                .as_ref()
+                .map(|w| format!("to go to {} by {}: {}", names.scvm(w.to.scvm), w.to.network, w.reason));
+            let error = driven.error.as_ref().map(|e| format!("{}: {e}", e.name()));
+            let reason: Vec<String> = [error, wish, wants].into_iter().flatten().collect();
+            let heard = format!("by ssh from {by}, {read}");
+            return vec![h.name.clone(), route, dash(), dash(), heard, dash(), reason.join("; ")];
         }
         let Some(r) = &h.report else {
             return vec![

@@ -5,6 +5,7 @@ use crate::netlink::route::Route;
 use crate::sensor::Attachment;
 use reroute_core::host::Life;
 use reroute_core::ids::{FencePolicy, Network};
+use reroute_core::sweep::Diagnosis;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
@@ -188,8 +189,19 @@ pub struct Host {
     pub routes: Known<Vec<Route>>,
     /// The next hops that the configuration knows.
     pub hops: Vec<Ipv4Addr>,
+    /// The way to each SCVM, by each network that may carry NFS.
+    pub paths: Vec<PathFound>,
     /// None: none is configured.
     pub hypervisor: Option<Hypervisor>,
+}
+
+/// What an SCVM's address suffers from, as seen from here now.
+#[derive(Clone, Debug)]
+pub struct PathFound {
+    pub network: Network,
+    pub scvm: String,
+    pub address: Ipv4Addr,
+    pub diagnosis: Known<Diagnosis>,
 }
 
 #[derive(Clone, Debug)]

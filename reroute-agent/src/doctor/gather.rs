@@ -1,7 +1,7 @@
 //! Finding the facts. Reads, asks and connects; changes nothing.
 
 use super::facts::*;
-use super::probe;
+use super::{paths, probe};
 use crate::cli::Refused;
 use crate::config::{self, Config, ConfigError};
 use crate::host::hypervisor;
@@ -25,12 +25,12 @@ const CONNECT: Duration = Duration::from_secs(1);
 /// The node's interfaces and addresses.
 struct Net {
     nics: BTreeMap<String, Nic>,
-    addresses: Vec<(u32, Ipv4Addr)>,
+    addresses: Vec<nic::Address>,
 }
 
 impl Net {
     fn has(&self, nic: Option<&Nic>, address: Ipv4Addr) -> bool {
-        self.addresses.iter().any(|(index, at)| *at == address && nic.is_none_or(|nic| nic.index == *index))
+        self.addresses.iter().any(|a| a.address == address && nic.is_none_or(|nic| nic.index == a.index))
     }
 }
 
@@ -212,7 +212,7 @@ fn scvm_facts(config: &Config, scvm: &config::Scvm, net: &Net) -> anyhow::Result
         let found = net.nics.values().find(|nic| nic.index == index);
         found.map_or_else(|| format!("#{index}"), |nic| nic.name.clone())
     };
-    let on = net.addresses.iter().filter(|(_, at)| *at == service).map(|(index, _)| name_of(*index));
+    let on = net.addresses.iter().filter(|a| a.address == service).map(|a| name_of(a.index));
     let shared = [&scvm.interfaces.storage, &scvm.interfaces.management];
     Ok(Scvm {
         agent: agent(&scvm.socket),
@@ -257,6 +257,7 @@ fn host_facts(config: &Config, host: &config::Host, net: &Net) -> anyhow::Result
         protocol: host.route_protocol,
         routes: routes.and_then(|mut table| table.read().map_err(|e| e.to_string())),
         hops: config.cluster.scvms.iter().flat_map(|s| [s.storage, s.management]).collect(),
+        paths: paths::look(&config.cluster, host, entry, &net.nics, &net.addresses),
         hypervisor: host.hypervisor.as_ref().map(hypervisor),
     })
 }

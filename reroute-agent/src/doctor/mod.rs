@@ -1,10 +1,11 @@
 //! `doctor`: what is wrong with this node, for the roles its configuration has. Changes nothing.
 //!
-//! [`gather`] finds facts, [`checks`] judges them (pure), [`render`] shows the findings.
+//! [`gather`] finds facts ([`paths`]: the way to every SCVM), [`checks`] judges them (pure), [`render`] shows the findings.
 
 mod checks;
 mod facts;
 mod gather;
+mod paths;
 mod probe;
 mod render;
 

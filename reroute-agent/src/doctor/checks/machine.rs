@@ -57,9 +57,15 @@ pub(super) fn check(facts: &Facts, out: &mut Findings) {
     if facts.scvm.is_some() || facts.host.is_some() {
         match &machine.destroys_sockets {
             Ok(true) => out.ok("sock_destroy", "the kernel destroys sockets on request"),
-            Ok(false) => out.critical(
+            // An SCVM must be rid of the sockets of a host that it has let go.
+            Ok(false) if facts.scvm.is_some() => out.critical(
                 "sock_destroy",
-                "the kernel cannot destroy sockets: after a move, clients would wait for their timeouts",
+                "the kernel cannot destroy sockets: nobody could move here, or back here",
+                "use a kernel with CONFIG_INET_DIAG_DESTROY",
+            ),
+            Ok(false) => out.warning(
+                "sock_destroy",
+                "the kernel cannot destroy sockets: after a move the new server resets the client's connections, and those of another network end by their timeouts",
                 "use a kernel with CONFIG_INET_DIAG_DESTROY",
             ),
             Err(why) => out.unknown("sock_destroy", why, "run this as root"),

@@ -6,6 +6,7 @@ use crate::sensor::{Attachment, LinkKind, MultiBuffer};
 use Level::{Critical, Unknown, Warning};
 use reroute_core::host::Life;
 use reroute_core::ids::{FencePolicy, Network};
+use reroute_core::sweep::{Diagnosis, Mac};
 use std::net::Ipv4Addr;
 
 const SERVICE: Ipv4Addr = Ipv4Addr::new(192, 168, 33, 2);
@@ -120,6 +121,7 @@ fn healthy() -> Facts {
             protocol: 199,
             routes: Ok(vec![route(199, [10, 10, 85, 21])]),
             hops: vec![[10, 10, 85, 21].into()],
+            paths: vec![path(Ok(Diagnosis::Up { rtt_ns: 200_000 }))],
             hypervisor: Some(Hypervisor {
                 program: runs("/usr/sbin/xl"),
                 domain: "scvm1".into(),
@@ -134,6 +136,37 @@ fn healthy() -> Facts {
             signs_of_scvm: vec![],
             fence_command: Some(runs("/etc/reroute/fence")),
         }),
+    }
+}
+
+fn path(diagnosis: Result<Diagnosis, String>) -> PathFound {
+    PathFound { network: Network::Storage, scvm: "s1".into(), address: [10, 10, 85, 21].into(), diagnosis }
+}
+
+#[test]
+fn what_is_wrong_with_a_path_has_its_name() {
+    let mac = |n| Mac([2, 0, 0, 0, 0, n]);
+    for (diagnosis, level, words) in [
+        (Ok(Diagnosis::Up { rtt_ns: 200_000 }), Level::Ok, "full frames pass"),
+        (Ok(Diagnosis::Down), Level::Warning, "down"),
+        (Ok(Diagnosis::Filtered { by: Some([10, 0, 0, 1].into()) }), Level::Warning, "filtered"),
+        (Ok(Diagnosis::Mtu { next_hop: Some(1400) }), Level::Critical, "MTU"),
+        (Ok(Diagnosis::WrongSubnet), Level::Critical, "wrong subnet"),
+        (
+            Ok(Diagnosis::DuplicateAddress { macs: [mac(1), mac(2)].into() }),
+            Level::Critical,
+            "02:00:00:00:00:01 and 02:00:00:00:00:02",
+        ),
+        (Ok(Diagnosis::NotSent { errno: libc::ENETDOWN }), Level::Unknown, "Network is down"),
+        (Err("not permitted".into()), Level::Unknown, "not permitted"),
+    ] {
+        let mut facts = healthy();
+        host(&mut facts).paths = vec![path(diagnosis)];
+        let found: Vec<Finding> = check(&facts).into_iter().filter(|f| f.check == "path").collect();
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0].level, level, "{found:?}");
+        assert!(found[0].found.contains(words), "{found:?}");
+        assert_eq!(found[0].advice.is_empty(), level == Level::Ok);
     }
 }
 
@@ -200,6 +233,16 @@ const DEFECTS: &[(&str, Break, &str, Level, &str)] = &[
     ("lockdown", |f| f.machine.lockdown = Ok("confidentiality".into()), "lockdown", Warning, "refused"),
     ("lockdown?", |f| f.machine.lockdown = Err("no securityfs".into()), "lockdown", Unknown, "securityfs"),
     ("no destroy", |f| f.machine.destroys_sockets = Ok(false), "sock_destroy", Critical, "destroy"),
+    (
+        "no destroy on a host",
+        |f| {
+            f.scvm = None;
+            f.machine.destroys_sockets = Ok(false);
+        },
+        "sock_destroy",
+        Warning,
+        "the new server resets",
+    ),
     ("destroy?", |f| f.machine.destroys_sockets = Err("EPERM".into()), "sock_destroy", Unknown, "EPERM"),
     ("key for all", |f| f.key_file.mode = 0o100644, "key_file", Critical, "mode 644"),
     ("key for a group", |f| f.key_file.mode = 0o100640, "key_file", Critical, "mode 640"),
