@@ -123,7 +123,8 @@ impl World {
                     }
                 }
             }
-            // A pin does not outlive its agent here, and no hypervisor is configured.
+            // A pin does not outlive its agent here, and there is neither a hypervisor nor ARP.
+            Effect::AskOwnAddress | Effect::TrySizes(_) | Effect::FindSockets => {}
             Effect::PersistNotes(notes) => inbox.push_back(Input::NotesPersisted { notes, result: Ok(()) }),
             Effect::AskHypervisor => {}
             Effect::ReadRoute => {

@@ -168,6 +168,8 @@ impl Kernel {
             calls_waiting: Self::in_progress(server),
             oldest_call_age_ns: oldest.unwrap_or(0),
             agent_age_ns,
+            data_silent: false,
+            data_reply_age_ns: 0,
         }
     }
 
@@ -220,6 +222,8 @@ impl Kernel {
             affirm_deadline: self.affirm_deadline,
             blocked_until: BootNs(0),
             connections: 1,
+            in_progress: 0,
+            replies: 0,
         }
     }
 }

@@ -8,7 +8,7 @@ use super::world::World;
 use reroute_common::admission::rank;
 use reroute_core::ids::*;
 use reroute_core::proto::*;
-use reroute_core::scvm::{Effect, Input, Purge, Scvm, Tag};
+use reroute_core::scvm::{Effect, Input, Purge, Scvm, Tag, Tickled};
 use std::collections::VecDeque;
 
 /// A server that was killed is started again after so many rounds.
@@ -142,6 +142,10 @@ impl World {
                 }
                 Input::Purged { host, epoch, purpose, purge: Ok(Purge { destroyed: 1, left: 0 }) }
             }
+            // Every host here destroys its own.
+            Effect::ResetClient { host, epoch, .. } => {
+                Input::ClientReset { host, epoch, result: Ok(Tickled { tickled: 0, destroyed: 0 }) }
+            }
             Effect::ProbeNull => {
                 if s.server.hung {
                     let incarnation = s.agent.as_ref()?.incarnation;
@@ -152,6 +156,7 @@ impl World {
             }
             // Nobody blocks a client here.
             Effect::SetBlock { host, until } => Input::BlockSet { host, until, result: Ok(()) },
+            Effect::AskOwnAddress => Input::OwnAddress(Err("there is no ARP here".into())),
             Effect::SetAgentState { null_failed } => {
                 s.kernel.null_failed = null_failed;
                 Input::AgentStateSet(Ok(()))

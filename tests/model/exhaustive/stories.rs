@@ -281,9 +281,9 @@ pub fn a_late_answer() -> Story {
 pub fn a_forgotten_release() -> Story {
     let mut story = Story::new("a forgotten release", &[Storage, Kill]);
     story.happens =
-        vec![(1, Cut(AT_A, HOST)), (1, Cut(AT_A, META)), (6, Cut(HOST, META)), (6, Heal(AT_A, HOST))];
+        vec![(1, Cut(AT_A, HOST)), (1, Cut(AT_A, META)), (8, Cut(HOST, META)), (8, Heal(AT_A, HOST))];
     story.rounds = 26;
-    story.window = 3..7;
+    story.window = 3..9;
     story.budget = 1;
     story.troubles = vec![Trouble::CrashHost(1), Trouble::CrashHost(2), Trouble::CrashHost(4)];
     story

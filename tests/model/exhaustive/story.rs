@@ -149,9 +149,11 @@ impl Story {
             scvms: self.scvms().collect(),
             checked_by_storage: self.scvms().filter(by_storage).collect(),
             pulse_ns: ROUND,
+            doubt_ns: ROUND,
             standby_ns: ROUND,
             rest_ns: 4 * ROUND,
             path_lost_ns: 3 * ROUND,
+            first_mode: host::Mode::Auto,
             hold_down_ns: 2 * ROUND,
             hold_down_max_ns: 4 * ROUND,
         }

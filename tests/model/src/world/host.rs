@@ -16,8 +16,6 @@ use std::collections::{BTreeSet, VecDeque};
 pub struct Agent {
     pub machine: Machine,
     pub link: Link<ToMeta>,
-    /// When the next tick is due.
-    pub next_tick: BootNs,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -78,7 +76,7 @@ impl World {
         let incarnation = Incarnation(host.runs);
         let machine = Machine::new(settings, host.disk, now);
         let found = host.found();
-        host.agent = Some(Agent { machine, link: Link::new(incarnation), next_tick: now });
+        host.agent = Some(Agent { machine, link: Link::new(incarnation) });
         self.seek_meta(NodeId::Host(id), incarnation);
         self.feed_host(id, Input::RouteRead(Ok(found)));
         for network in self.host(id).no_carrier.clone() {
@@ -103,11 +101,8 @@ impl World {
         }
         self.end_silent_streams(NodeId::Host(id), now);
         let Some(agent) = &mut self.host_mut(id).agent else { return };
-        if now >= agent.next_tick {
-            let due = agent.next_tick;
-            // Missed ones are not made up for.
-            let period = agent.machine.tick_period_ns();
-            agent.next_tick = BootNs(due.0.max(now.0.saturating_sub(period)) + period);
+        let due = agent.machine.next_tick();
+        if now >= due {
             self.feed_host(id, Input::Tick { due });
         }
     }
@@ -181,7 +176,8 @@ impl World {
             Effect::Persist(record) => {
                 self.add(Pending::Persist { host: id, incarnation, record });
             }
-            // Nobody pins a host here, and there is no hypervisor to ask.
+            // Nobody pins a host here, and there is neither a hypervisor to ask nor ARP.
+            Effect::AskOwnAddress | Effect::TrySizes(_) | Effect::FindSockets => {}
             Effect::PersistNotes(notes) => inputs.push_back(Input::NotesPersisted { notes, result: Ok(()) }),
             Effect::AskHypervisor => {
                 let result = Err("no hypervisor is configured".to_string());

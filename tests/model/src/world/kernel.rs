@@ -295,6 +295,8 @@ impl Kernel {
             calls_waiting,
             oldest_call_age_ns: oldest.map_or(0, |at| now.since(at)),
             agent_age_ns,
+            data_silent: false,
+            data_reply_age_ns: 0,
         })
     }
 
@@ -376,6 +378,8 @@ impl Kernel {
             affirm_deadline: c.affirm_deadline,
             blocked_until: BootNs(0),
             connections: self.lines.values().filter(|l| l.host == *host).count() as u32,
+            in_progress: 0,
+            replies: 0,
         };
         self.clients.iter().map(facts).collect()
     }

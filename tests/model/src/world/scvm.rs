@@ -322,10 +322,15 @@ impl World {
                 let destroyed = self.purge(id, host);
                 Input::Purged { host, epoch, purpose, purge: Ok(Purge { destroyed, left: 0 }) }
             }
+            // Every host here destroys its own.
+            Effect::ResetClient { host, epoch, .. } => {
+                Input::ClientReset { host, epoch, result: Ok(Tickled { tickled: 0, destroyed: 0 }) }
+            }
             Effect::ProbeNull => {
                 self.add(Pending::Probe { scvm: id, incarnation, sent_at: now });
                 return None;
             }
+            Effect::AskOwnAddress => Input::OwnAddress(Err("there is no ARP here".into())),
             Effect::SetAgentState { null_failed } => {
                 node.kernel.set_null_failed(null_failed);
                 Input::AgentStateSet(Ok(()))

@@ -49,6 +49,7 @@ impl Safeguard {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Timing {
     pub pulse: u64,
+    pub doubt: u64,
     pub standby: u64,
     pub rest: u64,
     pub path_lost: u64,
@@ -76,17 +77,18 @@ impl Default for Timing {
     fn default() -> Timing {
         Timing {
             pulse: 10 * MS,
+            doubt: 2 * MS,
             standby: 50 * MS,
             rest: SEC,
-            path_lost: 60 * MS,
+            path_lost: 25 * MS,
             keepalive: 100 * MS,
             session: 500 * MS,
             session_no_agent: 8 * SEC,
             affirm: 100 * MS,
             unanswered: 50 * MS,
-            silent: 50 * MS,
-            null_rpc: 50 * MS,
-            drain: 20 * MS,
+            silent: 20 * MS,
+            null_rpc: 15 * MS,
+            drain: 10 * MS,
             planned_drain: 2 * SEC,
             hold_down: 3 * SEC,
             hold_down_max: 180 * SEC,
@@ -182,9 +184,11 @@ impl Settings {
             scvms: self.scvm_ids().collect(),
             checked_by_storage: self.scvm_ids().filter(|s| self.policy(*s) == FencePolicy::Storage).collect(),
             pulse_ns: t.pulse,
+            doubt_ns: t.doubt,
             standby_ns: t.standby,
             rest_ns: t.rest,
             path_lost_ns: t.path_lost,
+            first_mode: host::Mode::Auto,
             hold_down_ns: t.hold_down,
             hold_down_max_ns: t.hold_down_max,
         }

@@ -138,7 +138,7 @@ impl World {
             Node::Host(id) => {
                 let host = self.host(id);
                 let agent = host.agent.as_ref()?;
-                Some(host.clock.when(agent.next_tick))
+                Some(host.clock.when(agent.machine.next_tick()))
             }
             Node::Scvm(id) => {
                 let node = self.scvm(id);
