@@ -8,10 +8,10 @@ mod faults;
 mod tap;
 mod world;
 
-use crate::report::Report;
 use crate::space::{Hogs, PRIORITY, Space, fifo};
-use crate::stats::{round, spread};
 use faults::{SIGNALS, Signal};
+use lab::figures::Report;
+use lab::figures::stats::{round, spread};
 use serde_json::{Map, Value, json};
 use std::time::Duration;
 use world::World;

@@ -151,7 +151,7 @@ pub fn pulse(host: u32, scvm: u32, boot: u64, epoch: u64) -> Pulse {
         lease_ns: 0,
         server_state: 0,
         calls_waiting: 0,
-        last_reply_age_ns: 0,
+        data_reply_age_ns: 0,
         oldest_call_age_ns: 0,
         stalled_flows: 0,
         in_progress: 0,

@@ -6,7 +6,7 @@
 //! | [`timer`] | what a tick costs, by lines in the table |
 //! | [`detect`] | from the fault to the event, on live traffic |
 //! | [`throughput`] | NFS operations and TCP bytes, with and without the programs |
-//! | [`programs`], [`frames`], [`space`], [`stats`], [`report`] | what these share |
+//! | [`programs`], [`frames`], [`space`] | what these share |
 //!
 //! Everything lives in namespaces of this process and is gone with it.
 
@@ -14,9 +14,7 @@ mod detect;
 mod frames;
 mod packets;
 mod programs;
-mod report;
 mod space;
-mod stats;
 mod throughput;
 mod timer;
 
@@ -60,7 +58,7 @@ fn main() -> ExitCode {
 
 /// Whether everything that was asked for could be measured.
 fn run(cli: &Cli) -> anyhow::Result<bool> {
-    let mut report = report::Report::open(&cli.json)?;
+    let mut report = lab::figures::Report::open(&cli.json)?;
     let space = space::Space::enter()?;
     let wanted = |part| cli.only.is_none_or(|only| only == part);
     let mut complete = true;

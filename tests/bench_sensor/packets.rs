@@ -7,10 +7,10 @@
 mod cases;
 
 use crate::programs::{Bench, Hook, XDP_PASS};
-use crate::report::Report;
 use crate::space::{Space, run as command};
-use crate::stats::{Spread, round, spread};
 use anyhow::ensure;
+use lab::figures::Report;
+use lab::figures::stats::{Spread, round, spread};
 use reroute_agent::config::Timing;
 use reroute_common::measure::Plan;
 use reroute_common::table::{Client, mode};

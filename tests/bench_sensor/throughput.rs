@@ -6,14 +6,14 @@
 mod traffic;
 
 use crate::programs::{Programs, admit, settings};
-use crate::report::Report;
 use crate::space::{Space, Wire};
-use crate::stats::{round, spread};
 use anyhow::Context;
 use aya::programs::tc::SchedClassifierLinkId;
 use aya::programs::tc::TcAttachOptions;
 use aya::programs::xdp::{XdpLinkId, XdpMode as Driver};
 use aya::programs::{LinkOrder, TcAttachType};
+use lab::figures::Report;
+use lab::figures::stats::{round, spread};
 use reroute_agent::config::XdpMode;
 use reroute_agent::sensor::Sensor;
 use reroute_common::table::mode;

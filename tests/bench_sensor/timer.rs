@@ -6,10 +6,10 @@
 
 use crate::frames::*;
 use crate::programs::{Bench, Hook};
-use crate::report::Report;
 use crate::space::Space;
-use crate::stats::{Spread, round, spread};
 use anyhow::ensure;
+use lab::figures::Report;
+use lab::figures::stats::{Spread, round, spread};
 use reroute_agent::config::Timing;
 use serde_json::{Map, json};
 use std::time::Duration;

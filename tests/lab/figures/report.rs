@@ -35,14 +35,14 @@ impl Report {
     pub fn part(&mut self, name: &str, how: Value) {
         let parts = self.values.entry("parts").or_insert_with(|| json!({}));
         parts[name] = json!({
-            "date": output("date", &["-u", "+%FT%TZ"]),
+            "date": date(),
             "load": std::fs::read_to_string("/proc/loadavg").unwrap_or_default().trim(),
             "how": how,
         });
     }
 
     pub fn save(mut self) -> anyhow::Result<()> {
-        self.set("kernel", json!(output("uname", &["-r"])));
+        self.set("kernel", json!(kernel()));
         self.set("cpu", json!(cpu()));
         self.set("cpus", json!(std::thread::available_parallelism().map_or(0, |n| n.get())));
         let text = serde_json::to_string_pretty(&Value::Object(self.values))?;
@@ -51,6 +51,16 @@ impl Report {
         println!("figures in {}", self.path.display());
         Ok(())
     }
+}
+
+/// Now, UTC.
+pub fn date() -> String {
+    output("date", &["-u", "+%FT%TZ"])
+}
+
+/// Its release.
+pub fn kernel() -> String {
+    output("uname", &["-r"])
 }
 
 fn output(program: &str, args: &[&str]) -> String {
