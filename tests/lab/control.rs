@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "do", rename_all = "snake_case", deny_unknown_fields)]
@@ -48,7 +49,7 @@ pub struct Spec {
     pub argv: Vec<String>,
     #[serde(default)]
     pub env: BTreeMap<String, String>,
-    /// Has its own /run and /var/lib/nfs (Ganesha and rpcbind).
+    /// Has its own /run and /var/lib/nfs (Ganesha, rpcbind, sshd).
     #[serde(default)]
     pub private_run: bool,
 }
@@ -134,6 +135,21 @@ pub fn ask<T: DeserializeOwned>(socket: &Path, request: &Request) -> anyhow::Res
         Reply::Ok(value) => Ok(serde_json::from_value(value)?),
         Reply::Error(error) => anyhow::bail!("{error}"),
     }
+}
+
+/// Sends one line to a Unix socket and reads one line of JSON.
+pub(crate) fn ask_line<T: DeserializeOwned>(
+    socket: &Path,
+    command: &str,
+    within: Duration,
+) -> anyhow::Result<T> {
+    let mut stream =
+        UnixStream::connect(socket).with_context(|| format!("nobody listens at {}", socket.display()))?;
+    stream.set_read_timeout(Some(within))?;
+    stream.write_all(format!("{command}\n").as_bytes())?;
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line).with_context(|| format!("no answer to {command:?}"))?;
+    serde_json::from_str(&line).with_context(|| format!("the answer to {command:?} was {:?}", line.trim()))
 }
 
 /// The supervisor's pid as seen from here: that of the socket's owner.

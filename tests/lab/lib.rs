@@ -8,12 +8,17 @@
 //! |---|---|
 //! | [`topology`] | nodes, addresses, links |
 //! | [`supervisor`] | what runs inside: namespaces, servers, agents, processes |
-//! | [`faults`] | what can be broken, and what mends it |
+//! | [`faults`] | what can be broken, what mends it, and what it leads to |
+//! | [`load`] | processes that are a burden |
+//! | [`wall_clock`] | a process whose wall clock steps |
+//! | [`hypervisor`] | a stand-in for `xl` |
 //! | [`wire`] | links that lose, delay or keep frames |
 //! | [`control`] | requests and replies on the control socket |
 //! | [`handle`] | [`Lab`]: start, break, heal, wait, read back |
 //! | [`demo`] | the three failures, with a timeline each |
 //! | [`chaos`] | random faults by a seed, under writers on all hosts |
+//! | [`many`] | a wire with many addresses, for sweeps |
+//! | [`figures`] | percentiles and the files of benchmarks |
 
 pub mod chaos;
 pub mod control;
@@ -21,14 +26,19 @@ pub mod demo;
 pub mod directory;
 pub mod exec;
 pub mod faults;
+pub mod figures;
 pub mod handle;
+pub mod hypervisor;
+pub mod load;
+pub mod many;
 pub mod namespace;
 pub mod options;
 pub mod supervisor;
 mod sys;
 pub mod topology;
+pub mod wall_clock;
 pub mod wire;
 
 pub use control::{Injected, ProcessStatus};
-pub use handle::{Lab, Writer, wait_for};
+pub use handle::{Lab, Writer, binary, wait_for};
 pub use options::{Options, ServerKind};

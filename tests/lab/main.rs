@@ -36,6 +36,9 @@ enum Verb {
         /// No agents: bare networks and servers.
         #[arg(long)]
         no_agents: bool,
+        /// A stand-in for `xl` on every host, which knows whether the SCVM beside it lives.
+        #[arg(long)]
+        hypervisor: bool,
     },
     /// End a lab; nothing of it stays.
     Down(Id),
@@ -102,6 +105,16 @@ enum Verb {
         #[command(flatten)]
         options: lab::chaos::Options,
     },
+    /// Be a burden to the machine for a while: what the lab's faults start.
+    #[command(hide = true)]
+    Load {
+        #[arg(value_enum)]
+        kind: lab::faults::Load,
+        #[arg(long)]
+        host: u32,
+        #[arg(long)]
+        scvm: u32,
+    },
     #[command(hide = true)]
     Supervise {
         #[arg(long)]
@@ -131,8 +144,8 @@ fn main() -> ExitCode {
 
 fn run(verb: Verb) -> anyhow::Result<ExitCode> {
     match verb {
-        Verb::Up { id, server, no_agents } => {
-            verbs::up(Options { id: id.id, server, agents: !no_agents, ..Options::default() })?
+        Verb::Up { id, server, no_agents, hypervisor } => {
+            verbs::up(Options { id: id.id, server, agents: !no_agents, hypervisor, ..Options::default() })?
         }
         Verb::Down(id) => verbs::down(&id.id)?,
         Verb::Status { id, json } => verbs::status(&id.id, json)?,
@@ -146,6 +159,7 @@ fn run(verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::Chaos { options } => {
             lab::chaos::run(&options)?;
         }
+        Verb::Load { kind, host, scvm } => lab::load::run(kind, host, scvm)?,
         Verb::Supervise { options, owned } => {
             let well = lab::supervisor::supervise(&options, owned);
             return Ok(if well { ExitCode::SUCCESS } else { ExitCode::FAILURE });

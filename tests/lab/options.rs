@@ -43,12 +43,24 @@ pub struct Options {
     /// Hosts without an agent (ESXi, to the rest of the lab): their routes are the test's to set.
     #[serde(default)]
     pub agentless: BTreeSet<u32>,
+    /// Each host has a hypervisor to ask about the SCVM beside it, see [`crate::hypervisor`].
+    #[serde(default)]
+    pub hypervisor: bool,
+    /// Those of them whose next hops the SCVMs change over ssh: each has an sshd and an `esxcfg-route`.
+    #[serde(default)]
+    pub esxi: BTreeSet<u32>,
     /// Lines of TOML that go into the section of a node's role, by node.
     pub sections: BTreeMap<String, String>,
     /// `REROUTE_LOG` of the agents.
     pub log: String,
     /// The controllable server's store refuses writes of a former owner. Off: to see what that is good for.
     pub storage_check: bool,
+    /// Every agent keeps what it is told, in `records` beside its state.
+    #[serde(default)]
+    pub record: bool,
+    /// Faults that end by themselves stand until they are healed.
+    #[serde(default)]
+    pub faults_stand: bool,
 }
 
 impl Default for Options {
@@ -61,9 +73,13 @@ impl Default for Options {
             timing: BTreeMap::new(),
             agents: true,
             agentless: BTreeSet::new(),
+            hypervisor: false,
+            esxi: BTreeSet::new(),
             sections: BTreeMap::new(),
             log: "info".into(),
             storage_check: true,
+            record: false,
+            faults_stand: false,
         }
     }
 }
@@ -94,6 +110,10 @@ impl Options {
         section.push('\n');
         self
     }
+    pub fn record(mut self) -> Options {
+        self.record = true;
+        self
+    }
     pub fn without_agents(mut self) -> Options {
         self.agents = false;
         self
@@ -101,6 +121,14 @@ impl Options {
     pub fn agentless(mut self, host: u32) -> Options {
         self.agentless.insert(host);
         self
+    }
+    pub fn hypervisor(mut self) -> Options {
+        self.hypervisor = true;
+        self
+    }
+    pub fn esxi(mut self, host: u32) -> Options {
+        self.esxi.insert(host);
+        self.agentless(host)
     }
     pub fn fence_policy(&self) -> FencePolicy {
         self.policy.unwrap_or(self.server.default_policy())

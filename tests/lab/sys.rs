@@ -11,6 +11,14 @@ pub fn unshare(flags: UnshareFlags) -> io::Result<()> {
     Ok(unsafe { rustix::thread::unshare_unsafe(flags.difference(UnshareFlags::FILES)) }?)
 }
 
+/// Makes the calling thread SCHED_FIFO; what it starts is ordinary again.
+pub fn become_fifo(priority: i32) -> io::Result<()> {
+    let param = libc::sched_param { sched_priority: priority };
+    // SAFETY: `param` outlives the call; pid 0 is the calling thread.
+    let done = unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK, &param) };
+    if done != 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// Sets an interface of the calling thread's network namespace up or down. `before` runs right before the call.
 pub fn set_link<T>(name: &str, up: bool, before: impl FnOnce() -> T) -> io::Result<T> {
     let socket = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)?;
@@ -38,8 +46,11 @@ pub fn set_link<T>(name: &str, up: bool, before: impl FnOnce() -> T) -> io::Resu
     Ok(stamp)
 }
 
+const BPF_MAP_CREATE: libc::c_long = 0;
+const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
 const BPF_PROG_LOAD: libc::c_long = 5;
 const BPF_LINK_CREATE: libc::c_long = 28;
+const BPF_MAP_TYPE_ARRAY: u32 = 2;
 const BPF_PROG_TYPE_SCHED_CLS: u32 = 3;
 const BPF_PROG_TYPE_XDP: u32 = 6;
 const BPF_XDP: u32 = 37;
@@ -136,6 +147,51 @@ impl PacketSocket {
     }
 }
 
+#[repr(C)]
+struct MapCreate {
+    map_type: u32,
+    key_size: u32,
+    value_size: u32,
+    max_entries: u32,
+    map_flags: u32,
+}
+
+#[repr(C)]
+struct MapUpdate {
+    map_fd: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+/// A word that programs read: off until it is turned on, for all of them at one moment.
+pub struct Switch(OwnedFd);
+
+impl Switch {
+    pub fn off() -> io::Result<Switch> {
+        let (key_size, value_size) = (4, 4);
+        let map =
+            MapCreate { map_type: BPF_MAP_TYPE_ARRAY, key_size, value_size, max_entries: 1, map_flags: 0 };
+        bpf(BPF_MAP_CREATE, &map).map(Switch)
+    }
+
+    /// As an instruction names it.
+    pub fn number(&self) -> i32 {
+        self.0.as_raw_fd()
+    }
+
+    pub fn turn_on(&self) -> io::Result<()> {
+        let (key, value) = (0u32, 1u32);
+        let update = MapUpdate {
+            map_fd: self.0.as_raw_fd() as u32,
+            key: std::ptr::from_ref(&key) as u64,
+            value: std::ptr::from_ref(&value) as u64,
+            flags: 0,
+        };
+        call(BPF_MAP_UPDATE_ELEM, &update).map(drop)
+    }
+}
+
 /// Attaches a program to an interface of the calling thread's network namespace, for as long as the returned link is
 /// open: to what comes in by it, or to what goes out.
 pub fn attach_tcx(interface: u32, ingress: bool, instructions: &[u64]) -> io::Result<OwnedFd> {
@@ -179,14 +235,17 @@ pub fn attach_xdp_pass(interface: u32) -> io::Result<OwnedFd> {
     )
 }
 
+/// One of those commands that give a descriptor.
 fn bpf<T>(command: libc::c_long, attributes: &T) -> io::Result<OwnedFd> {
-    // SAFETY: `attributes` is a repr(C) prefix of bpf_attr, of the size given; what it points to outlives the call.
-    let fd = unsafe {
-        libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attributes), std::mem::size_of::<T>())
-    };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
+    let fd = call(command, attributes)?;
     // SAFETY: the kernel has just given us this descriptor.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+fn call<T>(command: libc::c_long, attributes: &T) -> io::Result<libc::c_long> {
+    // SAFETY: `attributes` is a repr(C) prefix of bpf_attr, of the size given; what it points to outlives the call.
+    let done = unsafe {
+        libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attributes), std::mem::size_of::<T>())
+    };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(done) }
 }

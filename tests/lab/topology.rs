@@ -19,6 +19,8 @@ pub const HOST_PRIVATE: Ipv4Addr = Ipv4Addr::new(192, 168, 33, 1);
 pub const NFS_PORT: u16 = 2049;
 pub const META_PORT: u16 = 7480;
 pub const METRICS_PORT: u16 = 9480;
+/// Beside those of [`Node::kind_in_mac`].
+const TWIN_IN_MAC: u8 = 9;
 /// Joins everything; no agent runs there.
 pub const SWITCH: &str = "switch";
 
@@ -149,6 +151,31 @@ pub fn build() -> anyhow::Result<BTreeMap<String, NetNs>> {
     Ok(nodes)
 }
 
+fn twin_port(node: Node) -> String {
+    format!("twin-{node}")
+}
+
+/// A station of its own on `network`, and the address of `node` there, which it has not got yet.
+pub(crate) fn second_station(switch: &NetNs, node: Node, network: &str) -> anyhow::Result<(NetNs, Ipv4Addr)> {
+    let ns = NetNs::new().context("cannot make a network namespace")?;
+    ns.run(settings)??;
+    let mut mac = node.mac(network);
+    mac[3] = TWIN_IN_MAC;
+    let (port, mac, path) = (twin_port(node), mac_text(mac), ns.path());
+    let lines = format!(
+        "link add {port} type veth peer name {network}0 address {mac} netns {path}\n\
+         link set {port} master br-{network} up\n"
+    );
+    batch(switch, &lines)?;
+    batch(&ns, &format!("link set lo up\nlink set {network}0 up\n"))?;
+    let address = if network == "sto" { node.storage() } else { node.management() };
+    Ok((ns, address))
+}
+
+pub(crate) fn unplug_second_station(switch: &NetNs, node: Node) -> anyhow::Result<()> {
+    batch(switch, &format!("link delete {}\n", twin_port(node)))
+}
+
 fn mac_text(mac: [u8; 6]) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
 }
@@ -172,7 +199,7 @@ fn keep_order(switch: &NetNs) -> anyhow::Result<()> {
 }
 
 /// Runs lines of `ip` in one go.
-fn batch(ns: &NetNs, lines: &str) -> anyhow::Result<()> {
+pub(crate) fn batch(ns: &NetNs, lines: &str) -> anyhow::Result<()> {
     use std::io::Write;
     use std::process::{Command, Stdio};
     let mut child = ns

@@ -3,7 +3,7 @@
 use anyhow::Context;
 use lab::control::Request;
 use lab::directory::{self, Directory};
-use lab::faults::FAULTS;
+use lab::faults::Fault;
 use lab::handle::{Lab, require_root};
 use lab::options::Options;
 use lab::topology::Node;
@@ -76,7 +76,7 @@ pub fn status(id: &str, json: bool) -> anyhow::Result<()> {
 
 pub fn fault(id: &str, name: Option<&str>, target: Option<&str>) -> anyhow::Result<()> {
     let Some(name) = name else {
-        for f in FAULTS {
+        for f in Fault::all() {
             println!(
                 "{:<18} {:<5} {}; healed by {}",
                 f.name,

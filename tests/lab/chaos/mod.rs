@@ -39,7 +39,7 @@ pub struct Options {
     /// Repeats the faults of the run with this seed (same --minutes, --faults); else one is drawn, and printed first.
     #[arg(long)]
     pub seed: Option<u64>,
-    /// Only these, separated by commas (`reroute-lab fault` lists them). How many moves they owe is not checked then.
+    /// Only these, separated by commas (`reroute-lab fault` lists them, also those that are drawn only when named). How many moves they owe is not checked then.
     #[arg(long, value_delimiter = ',')]
     pub faults: Vec<String>,
     /// Which servers: NFS-Ganesha with fence policy `kill`, or the controllable one with `storage`.

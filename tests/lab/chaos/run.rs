@@ -6,6 +6,7 @@ use super::report::Violation;
 use super::schedule::{Schedule, Step};
 use crate::control::{ProcessStatus, Request, Status};
 use crate::demo::progress::Progress;
+use crate::faults::{Action, Fault};
 use crate::handle::{Lab, Report, Writer, wait_for};
 use crate::options::ServerKind;
 use crate::topology::{Node, PAIRS};
@@ -207,6 +208,8 @@ impl Runner<'_> {
             "agent" if killed && struck => {}
             "agent" => self.violation(format!("{name} died of itself ({how})"), host_of(node)),
             "server" if killed => {}
+            // A burden of ours, healed.
+            what if Fault::find(what).is_ok_and(|f| matches!(f.action, Action::Load(_))) => {}
             "server" => self.notes.push(format!("{name} ended by itself ({how})")),
             _ => self.violation(format!("{name} ended ({how})"), host_of(node)),
         }

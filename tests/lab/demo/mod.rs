@@ -1,7 +1,7 @@
 //! Three failures of one server under a writer, each from a healthy cluster, each explained on one timeline; and the
 //! way back home.
 
-pub(crate) mod progress;
+pub mod progress;
 pub mod timeline;
 
 use crate::handle::{Lab, require_root, wait_for};

@@ -13,6 +13,12 @@ pub struct Progress {
 
 const CLEAR: &str = "\r\x1b[K";
 
+impl Default for Progress {
+    fn default() -> Progress {
+        Progress::new()
+    }
+}
+
 impl Progress {
     pub fn new() -> Progress {
         let (start, phase) = (Instant::now(), Arc::new(Mutex::new(String::new())));

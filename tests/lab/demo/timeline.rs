@@ -106,6 +106,15 @@ fn step(entry: &Entry, w: &Window<'_>) -> Option<(&'static str, String)> {
         }
         Event::RouteReplaced { path, .. } if by_host => ("route_replaced", format!("to {path}")),
         Event::SocketsReset { count } if by_host => ("sockets_reset", format!("{count} destroyed")),
+        Event::ResetAsked { scvm, connections, .. } if by_host => {
+            ("reset_asked", format!("{scvm} is to end {connections} connections"))
+        }
+        Event::ClientReset { host, tickled, destroyed, .. } if of_host(host) && !by_old => {
+            ("client_reset", format!("by {}: {} connections", entry.node, tickled + destroyed))
+        }
+        Event::OldConnectionsEnded { connections, .. } if by_host => {
+            ("sockets_reset", format!("{connections} ended"))
+        }
         Event::FirstReply { host, epoch } if of_host(host) && !by_old => {
             ("first_reply", format!("from {} at {epoch}", entry.node))
         }

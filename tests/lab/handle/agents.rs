@@ -2,11 +2,13 @@
 
 use super::{Lab, binary, wait_for};
 use crate::options::Options;
-use crate::topology::{Node, PAIRS, SERVICE};
+use crate::topology::{METRICS_PORT, Node, PAIRS, SERVICE};
 use anyhow::{Context, bail};
 use reroute_core::ids::{Epoch, Network, Path, ScvmId};
 use reroute_core::proto::{ClusterView, Health, LoginState, SessionState};
 use reroute_core::timeline::Entry;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::process::Command;
 use std::time::Duration;
 
@@ -29,6 +31,29 @@ impl Lab {
             bail!("status of {node}: {}", String::from_utf8_lossy(&out.stderr).trim());
         }
         serde_json::from_slice(&out.stdout).with_context(|| format!("status of {node} is no JSON"))
+    }
+
+    /// What a node's agent serves on `/metrics`.
+    pub fn metrics(&self, node: &str) -> anyhow::Result<String> {
+        let address = Node::parse(node).with_context(|| format!("no node {node:?}"))?.management();
+        let ask = || -> anyhow::Result<String> {
+            let mut stream = TcpStream::connect((address, METRICS_PORT))?;
+            stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+            stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: lab\r\nConnection: close\r\n\r\n")?;
+            let mut text = String::new();
+            stream.read_to_string(&mut text)?;
+            Ok(text)
+        };
+        self.namespace(node)?.run(ask)?
+    }
+
+    /// What `reroute-agent status` prints on a node.
+    pub fn status_text(&self, node: &str) -> anyhow::Result<String> {
+        let out = self.agent(node, &["status"])?;
+        if !out.status.success() {
+            bail!("status of {node}: {}", String::from_utf8_lossy(&out.stderr).trim());
+        }
+        Ok(String::from_utf8_lossy(&out.stdout).into_owned())
     }
 
     /// The cluster as Meta sees it.

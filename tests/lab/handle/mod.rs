@@ -155,10 +155,20 @@ impl Lab {
         status.processes.into_iter().find(|p| p.name == name).with_context(|| format!("no process {name:?}"))
     }
 
+    /// `/proc/PID/stat` of a process that runs, from its state on.
+    pub fn process_stat(&self, name: &str) -> anyhow::Result<Vec<String>> {
+        // Its pid in the lab, whose /proc is seen through the supervisor's root.
+        let root = self.outside.ancestors().find(|p| p.ends_with("root")).context("/proc/PID/root")?;
+        let path = root.join(format!("proc/{}/stat", self.process(name)?.pid));
+        let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+        let (_, rest) = text.rsplit_once(')').context("no name in it")?;
+        Ok(rest.split_whitespace().map(str::to_string).collect())
+    }
+
     /// A command to a controllable server, e.g. `stuck write on` (see `reroute-nfsd --help`).
     pub fn server(&self, node: &str, command: &str) -> anyhow::Result<serde_json::Value> {
         let socket = self.outside.join(node).join(crate::supervisor::servers::SERVER_SOCKET);
-        writer::ask_line(&socket, command, Duration::from_secs(5)).with_context(|| format!("{node}/server"))
+        control::ask_line(&socket, command, Duration::from_secs(5)).with_context(|| format!("{node}/server"))
     }
 
     /// What the controllable servers applied to their store, and what of it late (`reroute-nfsd applied`).

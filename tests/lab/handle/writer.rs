@@ -1,15 +1,13 @@
 //! `reroute-writer` in a host of the lab, driven by its control socket.
 
 use super::{Lab, binary, wait_for};
-use crate::control::{ProcessStatus, Spec};
+use crate::control::{ProcessStatus, Spec, ask_line};
 use crate::options::ServerKind;
 use crate::topology::{NFS_PORT, Node, SERVICE};
 use anyhow::{Context, bail};
 use reroute_core::ids::BootNs;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use std::io::{BufRead, BufReader, Write};
-use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -27,21 +25,6 @@ pub struct Gap {
     pub to: u64,
     /// Completions inside the window.
     pub completed: u64,
-}
-
-/// Sends one line to a Unix socket and reads one line of JSON.
-pub(super) fn ask_line<T: DeserializeOwned>(
-    socket: &std::path::Path,
-    command: &str,
-    within: Duration,
-) -> anyhow::Result<T> {
-    let mut stream =
-        UnixStream::connect(socket).with_context(|| format!("nobody listens at {}", socket.display()))?;
-    stream.set_read_timeout(Some(within))?;
-    stream.write_all(format!("{command}\n").as_bytes())?;
-    let mut line = String::new();
-    BufReader::new(stream).read_line(&mut line).with_context(|| format!("no answer to {command:?}"))?;
-    serde_json::from_str(&line).with_context(|| format!("the answer to {command:?} was {:?}", line.trim()))
 }
 
 /// Counts of a writer: so far, or at its end. Every block was read back from the exported directory.

@@ -61,7 +61,8 @@ pub struct Place {
 /// it once a higher epoch of a client has written. Exit codes: 0 stopped, 2 could not run.
 ///
 /// Commands on --control, one per line, each answered by one line of JSON; CLASS is null, read, write or metadata:
-/// `slow CLASS MS` answers that class late, `stuck CLASS on|off` not at all until released, `clear`, `stats`.
+/// `slow CLASS MS` answers that class late, `stuck CLASS on|off` not at all until released, `wedge ADDRESS on|off` likewise
+/// whatever that client calls on the connections it has then, `clear`, `stats`.
 ///
 /// `reroute-nfsd applied --store DIR` counts what was applied to a store, and what of it late.
 #[derive(Clone, Debug, Parser)]

@@ -35,10 +35,17 @@ fn command(server: &Server, line: &str) -> Result<Value, String> {
         }
         ["stuck", class, "on"] => server.gate.stuck(class.parse()?, true),
         ["stuck", class, "off"] => server.gate.stuck(class.parse()?, false),
+        ["wedge", client, on @ ("on" | "off")] => {
+            let client = client.parse().map_err(|_| format!("{client:?} is not an address"))?;
+            let now_there = server.counts.connections.load(Ordering::Relaxed);
+            server.gate.wedge(client, (*on == "on").then_some(now_there));
+        }
         ["clear"] => server.gate.clear(),
         ["stats"] => return Ok(stats(server)),
         _ => {
-            return Err(format!("{line:?} is none of: slow CLASS MS, stuck CLASS on|off, clear, stats"));
+            return Err(format!(
+                "{line:?} is none of: slow CLASS MS, stuck CLASS on|off, wedge ADDRESS on|off, clear, stats"
+            ));
         }
     }
     Ok(json!({ "ok": true }))

@@ -1,6 +1,9 @@
-//! Classes of calls, and what makes a class late or stuck. Each call waits on its own: none holds up another.
+//! Classes of calls, and what makes a class late or stuck; connections that get no answer at all. Each call waits on its
+//! own: none holds up another.
 
 use nfs3_types::nfs3::NFS_PROGRAM;
+use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::str::FromStr;
 use std::sync::Mutex;
 use std::time::Duration;
@@ -52,19 +55,36 @@ struct State {
 }
 
 #[derive(Default)]
+struct States {
+    classes: [State; 4],
+    /// Connections of these clients up to this number.
+    wedged: BTreeMap<IpAddr, u64>,
+}
+
+/// Who calls: connections are numbered as they are accepted.
+#[derive(Clone, Copy, Debug)]
+pub struct Caller {
+    pub address: IpAddr,
+    pub connection: u64,
+}
+
+#[derive(Default)]
 pub struct Gate {
-    states: Mutex<[State; 4]>,
+    states: Mutex<States>,
     changed: Notify,
 }
 
 impl Gate {
-    /// Returns when a call of `class` may run.
-    pub async fn pass(&self, class: Class) {
+    /// Returns when a call of `class` from `caller` may run.
+    pub async fn pass(&self, class: Class, caller: Caller) {
         loop {
             let mut changed = std::pin::pin!(self.changed.notified());
             changed.as_mut().enable();
-            let state = self.change(|s| s[class as usize]);
-            if !state.stuck {
+            let (state, wedged) = self.change(|s| {
+                let upto = s.wedged.get(&caller.address);
+                (s.classes[class as usize], upto.is_some_and(|upto| caller.connection <= *upto))
+            });
+            if !state.stuck && !wedged {
                 if !state.late.is_zero() {
                     tokio::time::sleep(state.late).await;
                 }
@@ -75,20 +95,29 @@ impl Gate {
     }
 
     pub fn slow(&self, class: Class, late: Duration) {
-        self.change(|s| s[class as usize].late = late);
+        self.change(|s| s.classes[class as usize].late = late);
+    }
+
+    /// The connections of `client` up to number `upto` get no answer; None: all do again.
+    pub fn wedge(&self, client: IpAddr, upto: Option<u64>) {
+        self.change(|s| match upto {
+            Some(upto) => s.wedged.insert(client, upto),
+            None => s.wedged.remove(&client),
+        });
+        self.changed.notify_waiters();
     }
 
     pub fn stuck(&self, class: Class, on: bool) {
-        self.change(|s| s[class as usize].stuck = on);
+        self.change(|s| s.classes[class as usize].stuck = on);
         self.changed.notify_waiters();
     }
 
     pub fn clear(&self) {
-        self.change(|s| *s = Default::default());
+        self.change(|s| *s = States::default());
         self.changed.notify_waiters();
     }
 
-    fn change<T>(&self, f: impl FnOnce(&mut [State; 4]) -> T) -> T {
+    fn change<T>(&self, f: impl FnOnce(&mut States) -> T) -> T {
         f(&mut self.states.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
     }
 }
@@ -97,6 +126,10 @@ impl Gate {
 mod tests {
     use super::*;
 
+    const ADDRESS: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1));
+    const ONE: Caller = Caller { address: ADDRESS, connection: 1 };
+    const OTHER: Caller = Caller { address: IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 2)), connection: 2 };
+
     #[tokio::test(start_paused = true)]
     async fn a_stuck_class_waits_for_its_release_and_others_pass() {
         let gate = std::sync::Arc::new(Gate::default());
@@ -104,14 +137,30 @@ mod tests {
         gate.slow(Class::Read, Duration::from_secs(5));
         let waiting = tokio::spawn({
             let gate = gate.clone();
-            async move { gate.pass(Class::Write).await }
+            async move { gate.pass(Class::Write, ONE).await }
         });
-        gate.pass(Class::Null).await;
+        gate.pass(Class::Null, ONE).await;
         let before = tokio::time::Instant::now();
-        gate.pass(Class::Read).await;
+        gate.pass(Class::Read, ONE).await;
         assert_eq!(before.elapsed(), Duration::from_secs(5));
         assert!(!waiting.is_finished());
         gate.stuck(Class::Write, false);
+        waiting.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_wedged_connection_waits_and_others_pass() {
+        let gate = std::sync::Arc::new(Gate::default());
+        gate.wedge(ADDRESS, Some(2));
+        let waiting = tokio::spawn({
+            let gate = gate.clone();
+            async move { gate.pass(Class::Null, ONE).await }
+        });
+        gate.pass(Class::Write, OTHER).await;
+        gate.pass(Class::Write, Caller { connection: 3, ..ONE }).await;
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        assert!(!waiting.is_finished());
+        gate.wedge(ADDRESS, None);
         waiting.await.unwrap();
     }
 }

@@ -1,7 +1,7 @@
 //! Connections: one task reads a connection's calls, each call runs in a task of its own and answers when it is done.
 //! A call that was read runs to its end even when its connection is gone: as in a real server, that is the danger.
 
-use crate::gate::{Class, Gate};
+use crate::gate::{Caller, Class, Gate};
 use crate::mutate;
 use crate::ownership::{self, EpochError, Owner};
 use crate::read;
@@ -50,6 +50,7 @@ pub struct Server {
 struct Connection {
     server: Arc<Server>,
     peer: SocketAddr,
+    number: u64,
     owner: OnceCell<Option<Owner>>,
     write: tokio::sync::Mutex<OwnedWriteHalf>,
     close: Notify,
@@ -73,7 +74,7 @@ impl Server {
     async fn connection(self: Arc<Server>, stream: TcpStream, peer: SocketAddr) {
         let _ = stream.set_nodelay(true);
         let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
-        self.counts.connections.fetch_add(1, Ordering::Relaxed);
+        let number = self.counts.connections.fetch_add(1, Ordering::Relaxed) + 1;
         self.counts.open.fetch_add(1, Ordering::Relaxed);
         self.client(peer.ip(), 1);
         let (read, write) = stream.into_split();
@@ -81,6 +82,7 @@ impl Server {
         let connection = Arc::new(Connection {
             server: self.clone(),
             peer,
+            number,
             owner: OnceCell::new(),
             write: tokio::sync::Mutex::new(write),
             close: Notify::new(),
@@ -141,7 +143,7 @@ impl Connection {
         counts.calls[class as usize].fetch_add(1, Ordering::Relaxed);
         // The owner is who it was when the call arrived, however late the call runs.
         let owner = if class == Class::Null { None } else { self.owner().await };
-        self.server.gate.pass(class).await;
+        self.server.gate.pass(class, Caller { address: self.peer.ip(), connection: self.number }).await;
         let answer = match (class, owner) {
             (Class::Null, _) => self.answer(&call, None).await,
             (_, None) => None,

@@ -1,7 +1,7 @@
 //! The agents: the release binary, one per node, each with a configuration of its own.
 
-use super::Supervisor;
 use super::servers::{epoch_file, pidfile};
+use super::{Supervisor, esxi};
 use crate::control::Spec;
 use crate::options::{Options, ServerKind};
 use crate::topology::{HOST_PRIVATE, META_PORT, METRICS_PORT, NFS_PORT, Node, PAIRS, SERVICE};
@@ -33,10 +33,15 @@ pub fn start(lab: &Supervisor) -> anyhow::Result<()> {
             Node::Scvm(_) => "scvm",
             Node::Host(_) => "host",
         };
-        let mut spec = Spec::new(
-            format!("{node}/agent"),
-            &[&binary.to_string_lossy(), role, "--config", &config.to_string_lossy()],
-        );
+        let (binary, config) = (binary.to_string_lossy(), config.to_string_lossy());
+        let mut words = vec![&*binary, role, "--config", &*config];
+        let records = dir.join("records");
+        let recorded = records.to_string_lossy();
+        if lab.options.record {
+            std::fs::create_dir_all(&records)?;
+            words.extend(["--record", &*recorded]);
+        }
+        let mut spec = Spec::new(format!("{node}/agent"), &words);
         spec.env.insert("NO_COLOR".into(), "1".into());
         spec.env.insert("REROUTE_LOG".into(), lab.options.log.clone());
         lab.run(spec)?;
@@ -103,6 +108,9 @@ fn configuration(options: &Options, root: &Path, node: Node) -> String {
             node = Node::Host(i),
             agent = has_agent(options, Node::Host(i)),
         );
+        if options.esxi.contains(&i) {
+            text.push_str(&esxi::login(root, Node::Host(i)));
+        }
     }
     let server = match options.server {
         ServerKind::Ganesha => "nfs-ganesha",
@@ -142,7 +150,13 @@ fn configuration(options: &Options, root: &Path, node: Node) -> String {
             );
         }
         Node::Host(i) => {
-            let _ = write!(text, "\n[host]\nid = {i}\n{common}{interfaces}");
+            let chosen =
+                options.sections.get(&node.to_string()).is_some_and(|lines| lines.starts_with("mode ="));
+            let mode = if chosen { "" } else { "mode = \"auto\"\n" };
+            let _ = write!(text, "\n[host]\nid = {i}\n{mode}{common}{interfaces}");
+            if options.hypervisor {
+                text.push_str(&crate::hypervisor::section(root, i));
+            }
         }
         Node::Scvm(i) => {
             let _ = write!(
@@ -176,7 +190,8 @@ mod tests {
         let options = Options { mode: Some("shadow".into()), ..Options::default() }
             .timing("silent_ms", 70)
             .policy(FencePolicy::Wait)
-            .agentless(3)
+            .agentless(2)
+            .esxi(3)
             .section("meta", "fence_command = { command = [\"{root}/fence\"] }")
             .section("host1", "hypervisor = { kind = \"xl\", domain = \"scvm1\", command = \"{root}/xl\" }");
         for node in Node::all() {
@@ -185,6 +200,8 @@ mod tests {
             let config = Config::load(&path).unwrap();
             assert_eq!(config.timing.silent_ms, 70);
             assert_eq!(config.cluster.scvms[2].server.policy, FencePolicy::Wait);
+            let esxi: Vec<bool> = config.cluster.hosts.iter().map(|h| h.esxi.is_some()).collect();
+            assert_eq!(esxi, [false, false, true]);
             assert_eq!(config.meta().is_ok(), node == Node::Meta);
             if let Ok(meta) = config.meta() {
                 let fence = root.join("fence").display().to_string();

@@ -2,9 +2,9 @@
 
 use super::Supervisor;
 use crate::faults::{Disturbance, FROZEN};
-use crate::sys;
+use crate::sys::{self, Switch};
 use crate::topology::{Node, SWITCH};
-use crate::wire::{Disturbed, Port};
+use crate::wire::{Direction, Disturbed, Port, Rule};
 use anyhow::{Context, bail};
 use reroute_agent::clock;
 use reroute_core::ids::BootNs;
@@ -31,19 +31,32 @@ impl Supervisor {
         Ok(Port { ns: self.namespace(SWITCH)?, interface: node.port(link), others: others.collect() })
     }
 
-    /// Returns the time right before the first link is disturbed.
+    /// Returns the time right before the links are disturbed: all at one moment, as what still passed by one would tell of
+    /// what passes no more by another.
     pub(super) fn disturb(&self, fault: &str, node: &str, what: &[Disturbance]) -> anyhow::Result<BootNs> {
         let target = Node::parse(node).with_context(|| format!("no node {node:?}"))?;
-        let at = clock::now();
-        let mut links = Vec::new();
+        let mut all = Vec::new();
         for disturbance in what {
             for link in disturbance.links {
-                let port = self.port(target, link)?;
-                for direction in disturbance.directions {
-                    links.push(port.disturb(*direction, disturbance.rule)?);
-                }
+                let each = disturbance.directions.iter().map(|d| (link, *d, disturbance.rule));
+                all.extend(each);
             }
         }
+        let switch = Switch::off()?;
+        // The kernel takes its time for each.
+        let links = std::thread::scope(|scope| {
+            let switch = &switch;
+            let one = |(link, direction, rule): (&&str, Direction, Rule)| {
+                self.port(target, link)?.disturb(direction, rule, switch)
+            };
+            let threads: Vec<_> =
+                all.into_iter().map(|disturbed| scope.spawn(move || one(disturbed))).collect();
+            let done =
+                threads.into_iter().map(|t| t.join().map_err(|_| anyhow::anyhow!("a thread panicked"))?);
+            done.collect::<anyhow::Result<Vec<Disturbed>>>()
+        })?;
+        let at = clock::now();
+        switch.turn_on()?;
         self.standing().insert((fault.into(), node.into()), links);
         Ok(at)
     }
@@ -102,7 +115,7 @@ impl Supervisor {
         }
     }
 
-    fn signal_all(&self, node: &str, signal: Signal) {
+    pub(super) fn signal_all(&self, node: &str, signal: Signal) {
         let runs = self.processes.list().into_iter().filter(|p| p.runs()).map(|p| p.name);
         let mut names: Vec<String> = runs.filter(|name| name.starts_with(&format!("{node}/"))).collect();
         names.sort_by_key(|name| !name.ends_with("/server"));

@@ -10,9 +10,12 @@
 
 mod agents;
 mod disturb;
+pub mod esxi;
 mod processes;
 mod requests;
 pub(crate) mod servers;
+mod special;
+mod strikes;
 
 use crate::control::{Injected, Status};
 use crate::directory::Directory;
@@ -155,6 +158,7 @@ pub struct Supervisor {
     processes: Processes,
     faults: Mutex<Vec<Injected>>,
     disturbed: disturb::Standing,
+    undo: special::Undo,
     /// XDP programs on the far ends of the SCVMs' links; they stay while these are open.
     _pass: Vec<OwnedFd>,
     end: mpsc::Sender<()>,
@@ -174,12 +178,17 @@ impl Supervisor {
             processes: Processes::default(),
             faults: Mutex::default(),
             disturbed: disturb::Standing::default(),
+            undo: special::Undo::default(),
             _pass: pass,
             end,
         });
         // Before the servers: a test that waits for a slow start can look inside.
         requests::listen(supervisor.clone(), &directory.socket())?;
+        if supervisor.options.hypervisor {
+            crate::hypervisor::install(&supervisor.root).context("the stand-in for xl")?;
+        }
         let up = servers::start(&supervisor)
+            .and_then(|()| esxi::start(&supervisor))
             .and_then(|()| if supervisor.options.agents { agents::start(&supervisor) } else { Ok(()) });
         up.map_err(|error| anyhow::anyhow!("{error:#}\n{}", supervisor.log_tails()))
     }
@@ -219,7 +228,7 @@ impl Supervisor {
     }
 }
 
-/// The lab's own tmpfs, a bpffs per SCVM, and a /proc of this pid namespace.
+/// The lab's own tmpfs, two more per node that can be filled, a bpffs per SCVM, and a /proc of this pid namespace.
 fn mount_file_systems(root: &Path) -> anyhow::Result<()> {
     // What is mounted in here must not show outside.
     mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE)
@@ -231,8 +240,12 @@ fn mount_file_systems(root: &Path) -> anyhow::Result<()> {
     std::fs::create_dir_all(root.join("export"))?;
     for node in Node::all() {
         let dir = root.join(node.to_string());
-        std::fs::create_dir_all(dir.join("state"))?;
-        std::fs::create_dir_all(dir.join("log"))?;
+        for disk in special::DISKS {
+            let disk = dir.join(disk);
+            std::fs::create_dir_all(&disk)?;
+            mount("reroute-lab", &disk, "tmpfs", plain, None)
+                .with_context(|| format!("cannot mount a tmpfs at {}", disk.display()))?;
+        }
         if let Node::Scvm(_) = node {
             let bpf = dir.join("bpf");
             std::fs::create_dir_all(&bpf)?;

@@ -150,10 +150,11 @@ fn reap(shared: &Shared, name: &str, mut child: Child) {
 /// Runs on a thread that is in the node's network namespace; what it unshares here is the child's (and the thread's) alone.
 fn spawn(spec: &Spec, root: &Path, log: &Path) -> anyhow::Result<Child> {
     let [program, arguments @ ..] = spec.argv.as_slice() else { bail!("no command") };
+    // Before the mounts change: the node's log directory is one.
+    let log = std::fs::OpenOptions::new().create(true).append(true).open(log)?;
     if spec.private_run {
         private_run(root, spec.node()).context("cannot give it a /run of its own")?;
     }
-    let log = std::fs::OpenOptions::new().create(true).append(true).open(log)?;
     Ok(Command::new(program)
         .args(arguments)
         .envs(&spec.env)
@@ -168,7 +169,7 @@ fn spawn(spec: &Spec, root: &Path, log: &Path) -> anyhow::Result<Child> {
 fn private_run(root: &Path, node: &str) -> anyhow::Result<()> {
     sys::unshare(UnshareFlags::NEWNS)?;
     let run = root.join(node).join("run");
-    for dir in ["ganesha", "rpcbind", "lock"] {
+    for dir in ["ganesha", "rpcbind", "lock", "sshd"] {
         std::fs::create_dir_all(run.join(dir))?;
     }
     let inside = run.join(root.strip_prefix("/run").unwrap_or(Path::new("reroute-lab")));

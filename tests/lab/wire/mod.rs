@@ -8,7 +8,7 @@ mod program;
 mod tap;
 
 use crate::namespace::NetNs;
-use crate::sys;
+use crate::sys::{self, Switch};
 use anyhow::Context;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -26,6 +26,9 @@ pub enum Rule {
     Drop,
     /// So many of a hundred, at random.
     DropPercent(u32),
+    /// Those that carry more than so many bytes of IP: on a path that is narrower than its ends believe. What the kernel
+    /// would cut into frames later is one frame here, and lost as one.
+    DropLonger(u32),
     /// Those from or to nodes of this kind (as [`crate::topology::Node::mac`] numbers them); broadcasts of others pass.
     DropPeers(u8),
     /// All of them are late by this.
@@ -51,12 +54,13 @@ pub struct Disturbed {
 }
 
 impl Port<'_> {
-    /// Errors: no such interface; the kernel takes no TCX link (Linux 6.6) or no TAP.
-    pub fn disturb(&self, direction: Direction, rule: Rule) -> anyhow::Result<Disturbed> {
+    /// From when `switch` is turned on. Errors: no such interface; the kernel takes no TCX link (Linux 6.6) or no TAP.
+    pub fn disturb(&self, direction: Direction, rule: Rule, switch: &Switch) -> anyhow::Result<Disturbed> {
         let ingress = direction == Direction::FromNode;
         let (late, program) = match rule {
             Rule::Drop => (None, program::drop_all()),
             Rule::DropPercent(percent) => (None, program::drop_percent(percent)),
+            Rule::DropLonger(bytes) => (None, program::drop_longer(bytes)),
             Rule::DropPeers(kind) => (None, program::drop_kind(kind, !ingress)),
             Rule::Delay(_) | Rule::Hold | Rule::HoldTcp => {
                 let late = tap::Late::start(self, direction, rule)?;
@@ -64,6 +68,7 @@ impl Port<'_> {
                 (Some(late), program)
             }
         };
+        let program = program::when(switch.number(), program);
         let link = self.ns.run(|| -> anyhow::Result<OwnedFd> {
             let index =
                 reroute_agent::config::interface_index(&self.interface).context("no such interface")?;

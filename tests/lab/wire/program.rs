@@ -4,6 +4,8 @@
 pub const MARK: u32 = 0x6c61_7465;
 /// Of `struct __sk_buff`.
 const OFFSET_OF_MARK: i16 = 8;
+const OFFSET_OF_LEN: i16 = 0;
+const ETHERNET: u32 = 14;
 const TCX_NEXT: i32 = -1;
 const TCX_DROP: i32 = 2;
 const GET_PRANDOM_U32: i32 = 7;
@@ -39,6 +41,14 @@ const EXIT: u64 = 0x95;
 /// Passes, unless the jump before it went over that.
 const PASS_ELSE_DROP: [u64; 4] = [set(0, TCX_NEXT), EXIT, set(0, TCX_DROP), EXIT];
 
+/// Passes everything until the switch is on, an array whose first word is not 0 then; from there on `program`.
+pub fn when(switch: i32, program: Vec<u64>) -> Vec<u64> {
+    const VALUE_OF_MAP: u8 = 2;
+    let value = [op(0x18, 2, VALUE_OF_MAP, 0, switch), 0, op(0x61, 2, 2, 0, 0)];
+    let unless_off = [op(0x55, 2, 0, 2, 0), set(0, TCX_NEXT), EXIT];
+    [value.as_slice(), &unless_off, &program].concat()
+}
+
 pub fn drop_all() -> Vec<u64> {
     vec![set(0, TCX_DROP), EXIT]
 }
@@ -47,6 +57,13 @@ pub fn drop_percent(percent: u32) -> Vec<u64> {
     let modulo = op(0x94, 0, 0, 0, 100);
     let if_below = op(0xa5, 0, 0, 2, percent as i32);
     [vec![call(GET_PRANDOM_U32), modulo, if_below], PASS_ELSE_DROP.to_vec()].concat()
+}
+
+/// Frames with more than so many bytes behind their Ethernet header.
+pub fn drop_longer(bytes: u32) -> Vec<u64> {
+    let length = op(0x61, 2, 1, OFFSET_OF_LEN, 0);
+    let if_above = op(0x25, 2, 0, 2, (bytes + ETHERNET) as i32);
+    [vec![length, if_above], PASS_ELSE_DROP.to_vec()].concat()
 }
 
 /// Frames from (or to) nodes of this kind.

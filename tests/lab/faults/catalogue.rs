@@ -1,58 +1,15 @@
-//! What can be broken, by name, and what mends it.
+//! The faults. A new one that chaos may draw goes to the end of [`FAULTS`]: what a seed draws follows from their order.
 
+use super::{Action, Disturbance, Fault, Kind, Load};
 use crate::topology::Node;
 use crate::wire::{Direction, Rule};
 use std::time::Duration;
 
-#[derive(Debug)]
-pub struct Fault {
-    pub name: &'static str,
-    /// Kind of node it strikes; the first of the kind is the default target.
-    pub kind: Kind,
-    pub action: Action,
-    /// For people.
-    pub does: &'static str,
-    pub healed_by: &'static str,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    Host,
-    Scvm,
-    Meta,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Action {
-    /// SIGKILL to the node's process of this name. Healed: started again.
-    Kill(&'static str),
-    /// SIGSTOP, and SIGCONT after the time given. Healed: SIGCONT; started again if something killed it meanwhile.
-    Stop(&'static str, Option<Duration>),
-    /// The switch's end of this link goes down: the node loses carrier. Healed: up again.
-    Cut(&'static str),
-    /// The node itself takes this interface down, and up again.
-    Flap(&'static str),
-    /// SIGKILL, and started again as soon as it is reaped.
-    Restart(&'static str),
-    /// SIGSTOP to every process of the node, and SIGCONT after the time given. Meanwhile its links deliver nothing, and
-    /// keep as much of what arrives as a NIC's ring does: that comes in first thing after.
-    Freeze(Duration),
-    /// These links go on with a carrier, and with something wrong. Healed: frames pass; those that are late stay late.
-    Disturb(&'static [Disturbance]),
-}
-
-/// On some links of a node, in these directions.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Disturbance {
-    /// `sto`, `mgt`, or `nfs`: the private one.
-    pub links: &'static [&'static str],
-    pub directions: &'static [Direction],
-    pub rule: Rule,
-}
-
 const BOTH: &[Direction] = &[Direction::ToNode, Direction::FromNode];
 const HOSTS: u8 = Node::Host(1).kind_in_mac();
 const META: u8 = Node::Meta.kind_in_mac();
+/// Of a path that is narrower than its ends believe, bytes of IP.
+pub const SHORT_MTU: u32 = 1400;
 
 /// What [`Action::Freeze`] does to the links of an SCVM. A node that stands still sends nothing either.
 pub const FROZEN: &[Disturbance] = &[
@@ -60,6 +17,11 @@ pub const FROZEN: &[Disturbance] = &[
     Disturbance { links: &["sto", "mgt", "nfs"], directions: &[Direction::ToNode], rule: Rule::Hold },
 ];
 
+/// What [`Action::PowerOff`] does to them.
+pub const DEAD: &[Disturbance] =
+    &[Disturbance { links: &["sto", "mgt", "nfs"], directions: BOTH, rule: Rule::Drop }];
+
+/// What chaos draws from.
 pub const FAULTS: &[Fault] = &[
     Fault {
         name: "server-killed",
@@ -201,6 +163,142 @@ pub const FAULTS: &[Fault] = &[
     },
 ];
 
+/// Not among what strikes by chance: for want of what they need in every lab, because they would stand in each other's
+/// way (or starve the lab that is to judge them), or because they are for good.
+pub const ALONE: &[Fault] = &[
+    Fault {
+        name: "storage-hung",
+        kind: Kind::Scvm,
+        action: Action::Server {
+            begin: &["stuck read on", "stuck write on", "stuck metadata on"],
+            end: &["stuck read off", "stuck write off", "stuck metadata off"],
+        },
+        does: "the server answers NULL, and no other call of anybody",
+        healed_by: "the answers, all at once",
+    },
+    Fault {
+        name: "scvm-dead",
+        kind: Kind::Scvm,
+        action: Action::PowerOff { known: false },
+        does: "all processes of the SCVM stand still for good, and its links lose everything; nobody knows why",
+        healed_by: "its links, and its server and agent starting anew",
+    },
+    Fault {
+        name: "scvm-dead-known",
+        kind: Kind::Scvm,
+        action: Action::PowerOff { known: true },
+        does: "the same, and the hypervisor of the host beside it lists its domain no more",
+        healed_by: "the same, as a new domain",
+    },
+    Fault {
+        name: "mtu-mismatch",
+        kind: Kind::Host,
+        action: Action::Disturb(&[Disturbance {
+            links: &["sto"],
+            directions: BOTH,
+            rule: Rule::DropLonger(SHORT_MTU),
+        }]),
+        does: "frames of more than 1400 bytes are lost on the host's storage link, each way",
+        healed_by: "letting them pass",
+    },
+    Fault {
+        name: "scvm-mtu-mismatch",
+        kind: Kind::Scvm,
+        action: Action::Disturb(&[Disturbance {
+            links: &["sto"],
+            directions: BOTH,
+            rule: Rule::DropLonger(SHORT_MTU),
+        }]),
+        does: "frames of more than 1400 bytes are lost on the SCVM's storage link, each way",
+        healed_by: "letting them pass",
+    },
+    Fault {
+        name: "host-one-way-loss",
+        kind: Kind::Host,
+        action: Action::Disturb(&[Disturbance {
+            links: &["sto"],
+            directions: &[Direction::FromNode],
+            rule: Rule::Drop,
+        }]),
+        does: "what the host sends on its storage link is lost, what it is sent arrives",
+        healed_by: "letting it pass",
+    },
+    Fault {
+        name: "server-slow",
+        kind: Kind::Scvm,
+        action: Action::Server {
+            begin: &["slow read 2000", "slow write 2000", "slow metadata 2000"],
+            end: &["slow read 0", "slow write 0", "slow metadata 0"],
+        },
+        // NULL touches no storage. A server that answers nothing at all for 2 s is a hung one for as long.
+        does: "each reply is 2 s late, but for NULL",
+        healed_by: "answering new calls at once",
+    },
+    Fault {
+        name: "one-client-wedged",
+        kind: Kind::Scvm,
+        action: Action::Wedge,
+        does: "the server answers nothing on the connections that the host beside it has, and everything on others",
+        healed_by: "the answers, all at once",
+    },
+    Fault {
+        name: "cpu-hogs",
+        kind: Kind::Scvm,
+        action: Action::Load(Load::Cpu),
+        does: "four ordinary threads for each CPU spin",
+        healed_by: "their end",
+    },
+    Fault {
+        name: "fifo-hogs",
+        kind: Kind::Scvm,
+        action: Action::Load(Load::Fifo),
+        does: "two SCHED_FIFO threads for each CPU spin, below the agents: what is ordinary gets a twentieth of the CPUs",
+        healed_by: "their end",
+    },
+    Fault {
+        name: "timer-storm",
+        kind: Kind::Scvm,
+        action: Action::Load(Load::Timers),
+        does: "four threads for each CPU sleep for 20 us again and again",
+        healed_by: "their end",
+    },
+    Fault {
+        name: "packet-flood",
+        kind: Kind::Scvm,
+        action: Action::Load(Load::Packets),
+        does: "another host sends 20,000 datagrams a second to the SCVM's storage address: false pulses, calls by UDP",
+        healed_by: "its end",
+    },
+    Fault {
+        name: "clock-step",
+        kind: Kind::Any,
+        action: Action::StepClock(3600),
+        does: "the wall clock of the node's agent steps an hour forward",
+        healed_by: "a step back",
+    },
+    Fault {
+        name: "clock-step-back",
+        kind: Kind::Any,
+        action: Action::StepClock(-3600),
+        does: "the wall clock of the node's agent steps an hour back",
+        healed_by: "a step forward",
+    },
+    Fault {
+        name: "log-disk-full",
+        kind: Kind::Any,
+        action: Action::FillDisk,
+        does: "the file systems of the agent's state and of the node's logs are full",
+        healed_by: "room on them",
+    },
+    Fault {
+        name: "duplicate-ip",
+        kind: Kind::Scvm,
+        action: Action::Impersonate("sto"),
+        does: "another station answers ARP for the SCVM's storage address too",
+        healed_by: "its end",
+    },
+];
+
 /// Of use to one test each, and not among what strikes by chance: nobody could notice these.
 pub const FOR_TESTS: &[Fault] = &[
     Fault {
@@ -226,46 +324,3 @@ pub const FOR_TESTS: &[Fault] = &[
         healed_by: "their arrival, all at once",
     },
 ];
-
-impl Fault {
-    pub fn find(name: &str) -> anyhow::Result<&'static Fault> {
-        FAULTS.iter().chain(FOR_TESTS).find(|f| f.name == name).ok_or_else(|| {
-            let names: Vec<_> = FAULTS.iter().map(|f| f.name).collect();
-            anyhow::anyhow!("no fault {name:?}: there are {}", names.join(", "))
-        })
-    }
-
-    /// The node it strikes. Errors: a node that is not of its kind.
-    pub fn target(&self, wanted: Option<&str>) -> anyhow::Result<String> {
-        let fits = |node: Node| {
-            matches!(
-                (self.kind, node),
-                (Kind::Host, Node::Host(_)) | (Kind::Scvm, Node::Scvm(_)) | (Kind::Meta, Node::Meta)
-            )
-        };
-        let nodes: Vec<String> =
-            Node::all().into_iter().filter(|n| fits(*n)).map(|n| n.to_string()).collect();
-        match wanted {
-            None => Ok(nodes[0].clone()),
-            Some(name) if nodes.iter().any(|n| n == name) => Ok(name.to_string()),
-            Some(name) => {
-                anyhow::bail!("{} cannot strike {name:?}: its targets are {}", self.name, nodes.join(", "))
-            }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn targets_are_of_the_right_kind() {
-        let cut = Fault::find("storage-link-cut").unwrap();
-        assert_eq!(cut.target(None).unwrap(), "scvm1");
-        assert_eq!(cut.target(Some("scvm3")).unwrap(), "scvm3");
-        assert!(cut.target(Some("host1")).is_err());
-        assert!(cut.target(Some("scvm4")).is_err());
-        assert!(Fault::find("no-such").unwrap_err().to_string().contains("server-hung"));
-    }
-}
