@@ -3,8 +3,12 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod agentless;
+mod bench;
 mod chaos;
+mod client_reset;
 mod doctor;
+mod dry;
+mod esxi;
 mod failover;
 mod holders;
 mod input;
@@ -12,11 +16,14 @@ mod isolation;
 mod latency;
 mod observe;
 mod one_writer;
+mod outcomes;
 mod own_failures;
 mod proofs;
+mod recorded;
 mod restarts;
 mod routes;
 mod signals;
 mod support;
+mod sweep;
 mod writer;
 mod wrong_ways;

@@ -4,13 +4,7 @@ use crate::support::*;
 use lab::{Lab, Options, wait_for};
 
 pub fn metrics(lab: &Lab, node: &str) -> anyhow::Result<String> {
-    let address = lab::topology::Node::parse(node).expect("node").management();
-    let script = format!(
-        "exec 3<>/dev/tcp/{address}/9480; printf 'GET /metrics HTTP/1.1\\r\\nHost: x\\r\\nConnection: close\\r\\n\\r\\n' >&3; cat <&3"
-    );
-    let out = lab.exec(node, &["bash", "-c", &script])?;
-    anyhow::ensure!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
-    Ok(String::from_utf8_lossy(&out.stdout).into_owned())
+    lab.metrics(node)
 }
 
 /// The value of the first sample whose line starts with `name` and contains every one of `labels`.

@@ -6,73 +6,26 @@ use lab::{Lab, Options};
 use reroute_core::ids::ScvmId;
 use reroute_core::proto::{FenceProof, LoginState, SessionState};
 use reroute_core::timeline::Event;
-use std::os::unix::fs::PermissionsExt;
 use std::process::Output;
 
-const XL: &str = "hypervisor = { kind = \"xl\", domain = \"scvm1\", command = \"{root}/xl\" }";
-const UUID: &str = "5b2a3f4e-0c1d-4e2f-8a9b-1c2d3e4f5a6b";
-const LINKS: [&str; 3] = ["nfs0", "sto0", "mgt0"];
-
-/// A program that the lab's agents can run.
-fn program(lab: &Lab, name: &str, script: &str) {
-    let path = lab.root().join(name);
-    std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).expect("script");
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).expect("mode");
-}
-
-/// What a stand-in for `xl` lists: Domain-0, and the SCVM's domain with its number and state.
+/// What the hypervisor beside scvm1 lists of it: its domain's number and state.
 fn domains(lab: &Lab, scvm: &[(u32, &str)]) {
-    let mut text = "Name                                        ID   Mem VCPUs\tState\tTime(s)   UUID                            Reason-Code\tSecurity Label\n".to_string();
-    let zero = "00000000-0000-0000-0000-000000000000";
-    let rows = [("Domain-0", 0, "r-----", zero)].into_iter();
-    for (name, id, state, uuid) in rows.chain(scvm.iter().map(|(id, state)| ("scvm1", *id, *state, UUID))) {
-        text += &format!(
-            "{name:<40} {id:>5}  4096     4     {state}      12.5 {uuid}        -                -\n"
-        );
-    }
-    // Replaced at once: nobody reads half a list.
-    std::fs::write(lab.root().join("domains.new"), text).expect("list");
-    std::fs::rename(lab.root().join("domains.new"), lab.root().join("domains")).expect("list");
+    lab::hypervisor::set(lab.root(), 1, scvm).expect("list");
 }
 
-/// A healthy lab whose host1 has a hypervisor to ask, and has seen the domain.
+/// A healthy lab whose hosts have a hypervisor to ask, and have seen the domain.
 fn with_xl(name: &str) -> Lab {
-    let lab = Lab::start(Options::named(name).section("host1", XL)).expect("the lab starts");
-    domains(&lab, &[(7, "-b----")]);
-    let list = lab.root_inside().join("domains");
-    program(&lab, "xl", &format!("[ \"$*\" = 'list -v' ] || exit 2\ncat {}", list.display()));
-    lab.wait_healthy(HEALTHY).expect("the lab becomes healthy");
-    // Known while it lives, or nothing can be said of it later.
-    lab::wait_for("the domain known", SOON, || {
-        let notes = std::fs::read_to_string(lab.root().join("host1/state/notes.json"))?;
-        anyhow::ensure!(notes.contains(UUID), "{notes}");
-        Ok(())
-    })
-    .expect("known");
+    let lab = healthy(Options::named(name).hypervisor());
+    domain_known(&lab);
     lab
 }
 
-/// Power off: all of its processes at once, and its links.
 fn power_off(lab: &Lab) {
-    for process in ["scvm1/server", "scvm1/agent"] {
-        lab.signal(process, libc::SIGKILL).expect("kill");
-    }
-    links(lab, "down");
-}
-
-fn links(lab: &Lab, state: &str) {
-    for link in LINKS {
-        let out = lab.exec("scvm1", &["ip", "link", "set", link, state]).expect("ip link");
-        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
-    }
+    lab.fault("scvm-dead", Some("scvm1")).expect("fault");
 }
 
 fn power_on(lab: &Lab) {
-    links(lab, "up");
-    for process in ["scvm1/server", "scvm1/agent"] {
-        lab.wait_process(process, SOON).expect("it has ended");
-        lab.start_process(process).expect("start");
-    }
+    lab.heal().expect("heal");
 }
 
 fn moved_from_1(lab: &Lab) -> FenceProof {
@@ -185,11 +138,9 @@ fn the_fence_command_proves_it_when_it_says_so() {
     let lab = healthy(Options::named("fencecmd").section("meta", command));
     let log = lab.root_inside().join("fence.log");
     // Fails once. (A real one would switch the power off.)
-    program(
-        &lab,
-        "fence",
-        &format!("echo \"$1 $REROUTE_LOGINS\" >> {0}\n[ $(wc -l < {0}) -gt 1 ] || exit 1", log.display()),
-    );
+    let script =
+        format!("echo \"$1 $REROUTE_LOGINS\" >> {0}\n[ $(wc -l < {0}) -gt 1 ] || exit 1", log.display());
+    lab::hypervisor::program(lab.root(), "fence", &script).expect("script");
     let writer = lab.writer(1, 1, &["--outstanding", "4"]).expect("writer");
     writer.wait_writes(now(), 200, SOON).expect("writes");
     let epoch = login(&lab.view().expect("view"), 1).expect("login").1;

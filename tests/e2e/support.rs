@@ -1,5 +1,6 @@
 //! What the tests share: a healthy lab with a writer, and questions to the journal.
 
+use aya::maps::{Array, Map, MapData};
 use lab::{Injected, Lab, Options, Writer};
 use reroute_core::ids::{BootNs, ScvmId};
 use reroute_core::proto::{ClusterView, FenceProof, LoginState};
@@ -13,6 +14,16 @@ pub fn healthy(options: Options) -> Lab {
     let lab = Lab::start(options).expect("the lab starts");
     lab.wait_healthy(HEALTHY).expect("the lab becomes healthy");
     lab
+}
+
+/// Waits until host1's agent knows the domain beside it, in a lab with a hypervisor: or it can say nothing of it later.
+pub fn domain_known(lab: &Lab) {
+    lab::wait_for("the domain known", SOON, || {
+        let notes = std::fs::read_to_string(lab.root().join("host1/state/notes.json"))?;
+        anyhow::ensure!(notes.contains(&lab::hypervisor::uuid(1)), "{notes}");
+        Ok(())
+    })
+    .expect("known");
 }
 
 /// Where `host` is logged in, once nothing moves.
@@ -77,4 +88,11 @@ pub fn assert_intact(writer: Writer) {
 /// Longest gap between completed writes since `from`, ms.
 pub fn gap_ms(writer: &Writer, from: BootNs) -> f64 {
     writer.gap(from, None).expect("gap").longest_gap_ns as f64 / 1e6
+}
+
+/// A table of a node's kernel.
+pub fn table<V: aya::Pod>(lab: &Lab, node: &str, name: &str) -> Array<MapData, V> {
+    let path = lab.root().join(node).join("bpf").join(name);
+    let map = MapData::from_pin(&path).expect("a pinned map");
+    Map::Array(map).try_into().expect("an array")
 }

@@ -16,7 +16,6 @@ mod in_hand;
 mod killed;
 
 use crate::support::*;
-use aya::maps::{Array, Map, MapData};
 use lab::handle::Report;
 use lab::{Lab, Writer};
 use reroute_common::table::{Client, Config, MAX_CLIENTS, pin};
@@ -55,12 +54,6 @@ fn judge(story: &str, safeguard: bool, writer: Writer) {
     } else {
         assert!(result.stale_writes > 0, "{story}: {result:#?}");
     }
-}
-
-fn table<V: aya::Pod>(lab: &Lab, node: &str, name: &str) -> Array<MapData, V> {
-    let path = lab.root().join(node).join("bpf").join(name);
-    let map = MapData::from_pin(&path).expect("a pinned map");
-    Map::Array(map).try_into().expect("an array")
 }
 
 /// Sets the mode in the kernel's table, behind the agent's back.
