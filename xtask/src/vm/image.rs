@@ -1,7 +1,7 @@
 //! The guest's file system: an initramfs of busybox, `ip`, our binaries with the libraries they need, and modules.
 
 use super::kernel::{Kernel, command};
-use super::tests::Programs;
+use super::tests::{NFS_CLIENT, PROGRAMS, Programs};
 use crate::workspace;
 use anyhow::{Context, bail};
 use std::collections::BTreeSet;
@@ -16,8 +16,8 @@ const INIT: &str = include_str!("init.sh");
 const AGENT: &str = include_str!("agent.toml");
 /// Where this machine has them.
 const TOOLS: &[&str] = &["busybox", "ip"];
-/// What the tests' networks and the programs' attachments need where it is not built in.
-const MODULES: &[&str] = &["veth", "sch_ingress", "cls_bpf"];
+/// What the tests' networks, the programs' attachments, the NFS client and SOCK_DESTROY need where it is not built in.
+const MODULES: &[&str] = &["veth", "bridge", "sch_ingress", "cls_bpf", "tcp_diag", "nfsv3"];
 
 /// Makes the archive, anew each time: binaries change.
 pub fn build(kernel: &Kernel, programs: &Programs) -> anyhow::Result<PathBuf> {
@@ -35,7 +35,7 @@ pub fn build(kernel: &Kernel, programs: &Programs) -> anyhow::Result<PathBuf> {
         copy(&from, &root.join("bin").join(tool))?;
         libraries.extend(needed_by(&from)?);
     }
-    for (from, name) in [(&programs.agent, "reroute-agent"), (&programs.tests, "programs")] {
+    for (name, from) in programs {
         let to = root.join("bin").join(name);
         // Debugging information is most of a binary, and all of this lies in the guest's memory.
         let (from_text, to_text) = (from.to_string_lossy(), to.to_string_lossy());
@@ -47,7 +47,8 @@ pub fn build(kernel: &Kernel, programs: &Programs) -> anyhow::Result<PathBuf> {
         copy(&library, &root.join(inside))?;
     }
     modules(kernel, &root)?;
-    write(&root.join("tests"), &super::tests::NAMES.join("\n"))?;
+    write(&root.join("tests-programs"), &PROGRAMS.join("\n"))?;
+    write(&root.join("tests-nfs-client"), &NFS_CLIENT.join("\n"))?;
     write(&root.join("agent.toml"), AGENT)?;
     write(&root.join("init"), INIT)?;
     fs::set_permissions(root.join("init"), fs::Permissions::from_mode(0o755))?;

@@ -1,7 +1,9 @@
-//! What runs in a guest: the agent, and those of the `programs` tests that say something about a kernel.
+//! What runs in a guest: the agent; those of the `programs` tests that say something about a kernel; a lab, and the
+//! tests of the kernel's NFS client in it.
 
 use crate::workspace;
 use anyhow::{Context, bail};
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -9,7 +11,7 @@ use std::process::Stdio;
 /// Run by their full names, one after the other; a name that no test has any more fails the run. What counts without
 /// the kernel's part in it is tested on this machine alone, and so is what is about microseconds: under emulation
 /// everything takes some tens of times longer.
-pub const NAMES: &[&str] = &[
+pub const PROGRAMS: &[&str] = &[
     // Every way of attaching, with a client and a server that talk on across restarts.
     "lasting::traffic_in_native_mode_survives_restarts",
     "lasting::traffic_in_generic_mode_survives_restarts",
@@ -34,11 +36,23 @@ pub const NAMES: &[&str] = &[
     "admission::calls_race_with_a_fence_and_none_slips_through",
 ];
 
-/// Binaries of this workspace.
-pub struct Programs {
-    pub agent: PathBuf,
-    pub tests: PathBuf,
-}
+/// The same of `kernel_client`.
+pub const NFS_CLIENT: &[&str] = &[
+    "sunrpc::a_destroyed_socket_is_replaced_at_once",
+    "sunrpc::a_reset_is_answered_by_a_connect_at_once",
+    "sunrpc::a_refused_connect_lets_the_call_sleep",
+    "sunrpc::a_server_that_ends_is_met_again_by_a_refusal",
+    "sunrpc::a_connect_that_nobody_answers_goes_on_by_the_new_route",
+    "sunrpc::a_connect_that_is_destroyed_lets_the_call_sleep",
+    "sunrpc::an_old_connection_at_the_server_costs_a_second",
+    "moves::the_client_survives_moves",
+];
+
+/// Binaries of this workspace: the agent, the lab's programs, tests.
+pub const BINARIES: &[&str] = &["reroute-agent", "reroute-lab", "reroute-nfsd", "programs", "kernel_client"];
+
+/// Where each of [`BINARIES`] lies.
+pub type Programs = BTreeMap<&'static str, PathBuf>;
 
 /// Builds them as `cargo xtask test` does.
 pub fn build() -> anyhow::Result<Programs> {
@@ -46,28 +60,26 @@ pub fn build() -> anyhow::Result<Programs> {
         "build",
         "--release",
         "--workspace",
-        "--bin=reroute-agent",
+        "--bins",
         "--test=programs",
+        "--test=kernel_client",
         "--message-format=json-render-diagnostics",
     ]);
     let mut child = command.stdout(Stdio::piped()).spawn().context("cannot run cargo")?;
-    let (mut agent, mut tests) = (None, None);
+    let mut programs = Programs::new();
     if let Some(stdout) = child.stdout.take() {
         for line in BufReader::new(stdout).lines() {
             let message: serde_json::Value = serde_json::from_str(&line?)?;
             let Some(executable) = message["executable"].as_str() else { continue };
-            match message["target"]["name"].as_str() {
-                Some("reroute-agent") => agent = Some(executable.into()),
-                Some("programs") => tests = Some(executable.into()),
-                _ => {}
-            }
+            let name = BINARIES.iter().find(|name| message["target"]["name"] == **name);
+            programs.extend(name.map(|name| (*name, PathBuf::from(executable))));
         }
     }
     if !child.wait()?.success() {
         bail!("the build failed; if something is missing on this machine, run `cargo xtask setup`");
     }
-    match (agent, tests) {
-        (Some(agent), Some(tests)) => Ok(Programs { agent, tests }),
-        _ => bail!("cargo names no reroute-agent, or no test `programs`"),
+    match BINARIES.iter().find(|name| !programs.contains_key(*name)) {
+        Some(name) => bail!("cargo names no {name}"),
+        None => Ok(programs),
     }
 }
