@@ -16,7 +16,25 @@ pub enum Bench {
         #[arg(long)]
         only: Option<Part>,
     },
+    /// A sweep over 500 addresses, beside fping. Prints a table, writes target/bench/sweep.json.
+    Sweep {
+        /// Sweeps of each kind.
+        #[arg(long, default_value_t = 50)]
+        trials: usize,
+    },
+    /// Failover: how long a client's writes stand still, ours beside the old loop and keepalived. Prints a table, writes
+    /// target/bench/failover.json and a picture. `cargo xtask bench failover --help` lists the options.
+    #[command(disable_help_flag = true)]
+    Failover {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
 }
+
+/// What a peer of ours needs, besides what the lab does.
+const PEERS: &[&str] = &["keepalived"];
+/// Where the picture of a whole run goes.
+const PICTURE: &str = "docs/img/failover.svg";
 
 #[derive(Clone, Copy, ValueEnum)]
 pub enum Part {
@@ -39,22 +57,59 @@ impl Part {
 
 /// Errors: no root, something that cannot be set up or built, a figure that could not be taken.
 pub fn run(bench: Bench) -> anyhow::Result<()> {
-    let Bench::Sensor { quick, only } = bench;
     workspace::require_root("the benchmark")?;
     setup::run()?;
+    let mut arguments: Vec<String> = Vec::new();
+    let (program, figures) = match bench {
+        Bench::Sensor { quick, only } => {
+            arguments.extend(quick.then(|| "--quick".into()));
+            arguments.extend(only.into_iter().flat_map(|part| ["--only".into(), part.name().into()]));
+            ("reroute-bench-sensor", "bench/sensor.json")
+        }
+        Bench::Sweep { trials } => {
+            setup::require(&["fping"])?;
+            arguments.extend(["--trials".into(), trials.to_string()]);
+            ("reroute-bench-sweep", "bench/sweep.json")
+        }
+        Bench::Failover { args } => {
+            if needs_peers(&args) {
+                setup::require(PEERS)?;
+            }
+            if args.is_empty() {
+                arguments.extend(["--chart".into(), workspace::root().join(PICTURE).display().to_string()]);
+            }
+            arguments.extend(args);
+            ("reroute-bench-failover", "bench/failover.json")
+        }
+    };
     workspace::build(true)?;
-    let program = workspace::target().join("release/reroute-bench-sensor");
+    let program = workspace::target().join("release").join(program);
     let mut command = Command::new(&program);
-    command.arg("--json").arg(workspace::target().join("bench/sensor.json"));
-    if quick {
-        command.arg("--quick");
-    }
-    if let Some(part) = only {
-        command.args(["--only", part.name()]);
-    }
+    command.arg("--json").arg(workspace::target().join(figures)).args(arguments);
     let status = command.status().with_context(|| format!("cannot run {}", program.display()))?;
     if !status.success() {
         bail!("the benchmark could not take all its figures ({status})");
     }
     Ok(())
+}
+
+/// Whether these arguments of the failover benchmark ask for more than ours.
+fn needs_peers(args: &[String]) -> bool {
+    let mut words = args.iter().flat_map(|arg| arg.split(['=', ',']));
+    let named = args.iter().any(|arg| arg == "--systems" || arg.starts_with("--systems="));
+    let ours_only = ["--ladder", "--help", "-h"].iter().any(|word| args.iter().any(|arg| arg == word));
+    !ours_only && (!named || words.any(|word| word == "keepalived"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keepalived_is_installed_where_it_is_measured() {
+        let needs = |args: &[&str]| needs_peers(&args.iter().map(|a| a.to_string()).collect::<Vec<_>>());
+        assert!(needs(&[]) && needs(&["--only", "planned"]));
+        assert!(needs(&["--systems", "legacy,keepalived"]) && needs(&["--systems=keepalived"]));
+        assert!(!needs(&["--systems", "reroute,legacy"]) && !needs(&["--ladder", "--seconds", "5"]));
+    }
 }

@@ -87,13 +87,17 @@ enum Verb {
         /// Only the searches whose name contains this.
         only: Option<String>,
     },
-    /// Load the programs and run their tests on other kernels, in qemu; those of Debian are downloaded.
+    /// Load the programs and run their tests on other kernels, in qemu, and move a kernel's own NFS client; kernels of
+    /// Debian are downloaded.
     Vm {
         /// Only this one; else both.
         #[arg(long)]
         kernel: Option<vm::Series>,
+        /// What to boot it for; else for the programs.
+        #[arg(long)]
+        only: Option<vm::Step>,
     },
-    /// Measure: `cargo xtask bench sensor`.
+    /// Measure: `cargo xtask bench sensor`, `cargo xtask bench failover`.
     Bench {
         #[command(subcommand)]
         what: bench::Bench,
@@ -113,7 +117,7 @@ fn main() -> ExitCode {
         }
         Verb::Fuzz { target, seconds, address } => fuzz::run(target, seconds, address),
         Verb::Model { depth, only } => model::run(depth, only.as_deref()),
-        Verb::Vm { kernel } => vm::run(kernel),
+        Verb::Vm { kernel, only } => vm::run(kernel, only),
         Verb::Bench { what } => bench::run(what),
     };
     match result {

@@ -15,6 +15,8 @@ const LAB: &[&str] = &[
     "nfs-ganesha",
     "nfs-ganesha-vfs",
     "nftables",
+    "openssh-client",
+    "openssh-server",
     "pkg-config",
     "rpcbind",
     "tshark",
