@@ -2,6 +2,8 @@
 //!
 //! | part | decides |
 //! |---|---|
+//! | [`mode`] | whether the kernel enforces |
+//! | [`signal`] | what the kernel tells at once |
 //! | [`session`] | when the lease in the kernel may be renewed |
 //! | [`server`] | whether the access server lives and answers |
 //! | [`admission`] | orders Prepare and Admit, the epoch file |
@@ -22,12 +24,14 @@ mod client_reset;
 pub mod hung;
 pub mod io;
 pub mod limits;
+mod mode;
 mod orders;
 pub mod outbox;
 mod recorded;
 pub mod revoke;
 pub mod server;
 pub mod session;
+mod signal;
 mod view;
 pub mod wanted;
 mod wedged;
@@ -200,31 +204,6 @@ impl Scvm {
         self.session.live(&self.settings, now).is_some_and(|live| (term, seq) > live)
     }
 
-    /// Why the kernel is not in the mode that is wanted; it is tried again until it is.
-    pub fn mode_problem(&self) -> Result<(), String> {
-        if self.standing == Some(self.wanted_mode()) {
-            return Ok(());
-        }
-        Err(format!(
-            "the kernel has not taken mode {:?} yet; it is tried again: see the journal",
-            self.wanted_mode()
-        ))
-    }
-
-    fn wanted_mode(&self) -> Mode {
-        if self.bypass { Mode::Bypass } else { self.settings.mode }
-    }
-
-    /// Why nothing counts as fenced here.
-    fn lenient(&self) -> Option<&'static str> {
-        match (self.wanted_mode(), self.standing) {
-            (Mode::Bypass, _) => Some("an operator has suspended enforcement (bypass)"),
-            (Mode::Shadow, _) => Some("mode is shadow"),
-            (Mode::Enforce, Some(Mode::Enforce)) => None,
-            (Mode::Enforce, _) => Some("the kernel is not known to enforce"),
-        }
-    }
-
     /// Why nobody should move here.
     fn unwell(&self) -> Option<String> {
         if self.bypass {
@@ -379,89 +358,6 @@ impl Scvm {
         }
         let health = self.health();
         self.session.tick(&self.settings, &health, now, out);
-    }
-
-    fn signal(&mut self, signal: Signal, now: BootNs, out: &mut Vec<Effect>) {
-        self.server.signal(&signal);
-        let name = match signal.kind {
-            SignalKind::FirstReply(epoch) => {
-                if let Some(host) = signal.host {
-                    out.push(Effect::Journal { at: signal.at, event: Event::FirstReply { host, epoch } });
-                }
-                return;
-            }
-            SignalKind::Released(epoch) => {
-                let released = Word::new(epoch.0, reroute_common::admission::rank::RELEASED);
-                if let Some(host) = signal.host {
-                    self.admission.learn(host, released);
-                }
-                "released"
-            }
-            SignalKind::LoginWanted | SignalKind::LoginWantedUnseen => {
-                return self.login_wanted(&signal, now, out);
-            }
-            SignalKind::Unanswered => "unanswered",
-            SignalKind::UnansweredEnd => "unanswered_end",
-            SignalKind::Silent => "silent",
-            SignalKind::SilentEnd => "silent_end",
-            SignalKind::ListenerGone => "listener_gone",
-            SignalKind::ListenerBack => "listener_back",
-            SignalKind::Unacked => "unacked",
-            SignalKind::UnackedEnd => "unacked_end",
-            SignalKind::Retransmit(Way::In) => "retransmit client",
-            SignalKind::Retransmit(Way::Out) => "retransmit server",
-            SignalKind::RetransmitEnd(Way::In) => "retransmit_end client",
-            SignalKind::RetransmitEnd(Way::Out) => "retransmit_end server",
-            SignalKind::ZeroWindow(Way::In) => "zero_window client",
-            SignalKind::ZeroWindow(Way::Out) => "zero_window server",
-            SignalKind::ZeroWindowEnd(Way::In) => "zero_window_end client",
-            SignalKind::ZeroWindowEnd(Way::Out) => "zero_window_end server",
-            SignalKind::Reset(Way::In) => "reset client",
-            SignalKind::Reset(Way::Out) => "reset server",
-        };
-        let event = Event::KernelSignal {
-            signal: name.into(),
-            host: signal.host,
-            age_ns: signal.age_ns,
-            limit_ns: signal.limit_ns,
-            waiting: signal.waiting,
-        };
-        out.push(Effect::Journal { at: signal.at, event });
-    }
-
-    fn switch_bypass(&mut self, on: bool, actor: String, now: BootNs, out: &mut Vec<Effect>) {
-        if self.bypass != on {
-            self.bypass = on;
-            if on {
-                // Who was shut out may call again: no proof holds, no fence stands.
-                self.revokes.retain(|_, r| !matches!(r.stage(), Stage::Proven { .. }));
-                self.revokes.values_mut().for_each(Revoke::doubt);
-                self.outbox.forget_fences();
-            }
-            // Whatever is on its way to the kernel is not what is wanted any more.
-            self.mode_asked = None;
-            self.standing = None;
-        }
-        out.push(Effect::Journal { at: now, event: Event::Bypass { on, actor } });
-        out.push(Effect::PersistBypass { on });
-        self.persist_again = None;
-    }
-
-    fn mode_set(&mut self, mode: Mode, result: Outcome<()>, now: BootNs, out: &mut Vec<Effect>) {
-        if self.mode_asked != Some((mode, None)) {
-            return;
-        }
-        match result {
-            Ok(()) => {
-                self.mode_asked = None;
-                self.standing = Some(mode);
-            }
-            Err(why) => {
-                self.mode_asked = Some((mode, Some(now.plus(RETRY_NS))));
-                let what = format!("mode {mode:?} did not reach the kernel: {why}");
-                out.push(Effect::Journal { at: now, event: Event::Fault { what } });
-            }
-        }
     }
 
     fn each_revoke(
