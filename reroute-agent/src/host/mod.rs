@@ -4,6 +4,7 @@
 //! tokio's blocking pool and come back as inputs; operators and `/metrics` are on service's thread and ask by a queue.
 
 mod driver;
+mod effects;
 pub mod hypervisor;
 mod kernel;
 mod metrics;

@@ -2,12 +2,12 @@
 
 use super::BypassFile;
 use super::epoch_file::Publisher;
-use super::facts::{client_facts, holder, latency, server_facts, signal};
+use super::facts::signal;
 use super::listener::Listener;
 use super::metrics::Metrics;
 use super::null_rpc::Prober;
-use super::operator::{self, Request, Shared, Snapshot};
-use super::run_delay;
+use super::operator::{self, Request, Shared};
+use super::probes::{self, Probe};
 use super::server_process::Watcher;
 use super::tickle::Tickler;
 use crate::config::{ClientAt, Config, Scvm as ScvmConfig, ScvmEntry, ns};
@@ -15,14 +15,13 @@ use crate::journal::Journal;
 use crate::meta_client::{LinkEvent, MetaClient};
 use crate::netlink::links;
 use crate::record::Recorded;
-use crate::sensor::{self, Sensor};
+use crate::sensor::Sensor;
 use crate::{clock, esxi, service};
 use anyhow::Context;
 use prometheus_client::registry::Registry;
-use reroute_common::table;
 use reroute_core::ids::*;
-use reroute_core::proto::{ClusterView, Order, ToMeta};
-use reroute_core::scvm::limits::{Bounds, Limits, SetLimit};
+use reroute_core::proto::{ClusterView, Order};
+use reroute_core::scvm::limits::{Bounds, Limits};
 use reroute_core::scvm::*;
 use reroute_core::timeline::Event;
 use std::collections::{BTreeMap, VecDeque};
@@ -37,11 +36,9 @@ const TOUCH_NS: u64 = 10 * MS;
 const LOOK: Duration = Duration::from_millis(5);
 const PIDFILE_NS: u64 = 20 * MS;
 const CLIENTS_NS: u64 = 50 * MS;
-const LIMITS_NS: u64 = 250 * MS;
 const SNAPSHOT_NS: u64 = 200 * MS;
-/// Meta hears who holds what this often; so many clients go into one message.
+/// Meta hears who holds what this often.
 const HOLDERS_NS: u64 = SEC;
-const HOLDERS_MOST: usize = 128;
 
 pub struct Start {
     pub config: Config,
@@ -56,11 +53,11 @@ pub struct Start {
 
 pub(super) struct Driver {
     pub(super) machine: Recorded<Scvm>,
-    limits: Limits,
+    pub(super) limits: Limits,
     pub(super) sensor: Sensor,
     pub(super) meta: MetaClient,
     pub(super) process: Watcher,
-    listener: Listener,
+    pub(super) listener: Listener,
     pub(super) journal: Journal,
     pub(super) publisher: Option<Publisher>,
     pub(super) probes: mpsc::UnboundedSender<Probe>,
@@ -76,25 +73,19 @@ pub(super) struct Driver {
     /// Interface and own address.
     pub(super) storage: (String, Ipv4Addr),
     esxi: esxi::Handle,
-    view: Option<ClusterView>,
-    shared: Arc<Shared>,
+    pub(super) view: Option<ClusterView>,
+    pub(super) shared: Arc<Shared>,
     touched: BootNs,
     polled: BootNs,
     /// Calls waited at the last look, and the last reply had left then.
     unanswered_since: Option<u64>,
-    clients_read: BootNs,
-    limited: BootNs,
-    shown: BootNs,
-    told_holders: BootNs,
-    view_at: BootNs,
+    pub(super) clients_read: BootNs,
+    pub(super) limited: BootNs,
+    pub(super) shown: BootNs,
+    pub(super) told_holders: BootNs,
+    pub(super) view_at: BootNs,
     /// The last failure to read the kernel's state.
-    sensor_fault: Option<String>,
-}
-
-pub(super) enum Probe {
-    /// Of these processes.
-    Ask(Vec<u32>),
-    Close,
+    pub(super) sensor_fault: Option<String>,
 }
 
 pub async fn run(start: Start) -> anyhow::Result<()> {
@@ -124,7 +115,7 @@ pub async fn run(start: Start) -> anyhow::Result<()> {
     let address = SocketAddr::new(config.cluster.service_address.into(), config.cluster.service_port);
     let listener = Listener::new(config.cluster.service_address, config.cluster.service_port)
         .context("cannot ask the kernel for listening sockets")?;
-    let probes = prober(Prober::new(address, ns(config.timing.null_rpc_ms)), results.clone());
+    let probes = probes::start(Prober::new(address, ns(config.timing.null_rpc_ms)), results.clone());
 
     let names = clients.iter().map(|c| (c.id, c.name.to_string())).collect();
     let shared = Arc::new(Shared::new(entry.name.clone(), names, sensor.attachments().to_vec()));
@@ -204,37 +195,6 @@ pub async fn run(start: Start) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Runs the prober as a task: it may wait for the server, the machine may not.
-fn prober(mut prober: Prober, results: mpsc::UnboundedSender<Input>) -> mpsc::UnboundedSender<Probe> {
-    let (ask, mut asked) = mpsc::unbounded_channel();
-    tokio::spawn(async move {
-        loop {
-            let waits = prober.waits();
-            let input = tokio::select! {
-                biased;
-                probe = asked.recv() => match probe {
-                    Some(Probe::Ask(pids)) => {
-                        let before = run_delay::read(&pids);
-                        let (answered, took_ns) = prober.probe().await;
-                        let starved = !answered && run_delay::starved(&before, &run_delay::read(&pids), took_ns);
-                        Input::NullRpc { answered, took_ns, starved }
-                    }
-                    Some(Probe::Close) => {
-                        prober.close();
-                        continue;
-                    }
-                    None => break,
-                },
-                late = prober.late_answer(), if waits => {
-                    Input::NullRpc { answered: late.is_some(), took_ns: late.unwrap_or(0), starved: false }
-                }
-            };
-            let _ = results.send(input);
-        }
-    });
-    ask
-}
-
 impl Driver {
     fn begin(&mut self) {
         self.read_clients();
@@ -287,107 +247,6 @@ impl Driver {
         let health = self.machine.health();
         if !health.stalled && !health.null_failed {
             let _ = self.probes.send(Probe::Close);
-        }
-    }
-
-    fn note<T>(&mut self, what: &str, result: Result<T, sensor::SensorError>) -> Option<T> {
-        match result {
-            Ok(value) => Some(value),
-            Err(error) => {
-                self.fault(format!("{what}: {error}"));
-                None
-            }
-        }
-    }
-
-    /// Recorded once, until another one comes up.
-    fn fault(&mut self, what: String) {
-        if self.sensor_fault.as_ref() != Some(&what) {
-            self.journal.record(Event::Fault { what: what.clone() });
-            self.sensor_fault = Some(what);
-        }
-    }
-
-    fn read_server(&mut self) {
-        let read = self.sensor.server();
-        if let Some(server) = self.note("reading the server's state", read) {
-            let mut facts = server_facts(&server);
-            match self.listener.is_there() {
-                Ok(listening) => facts.listening = listening,
-                Err(error) => self.fault(format!("looking for the server's socket: {error}")),
-            }
-            self.machine.handle(Input::Server(facts), clock::now());
-        }
-    }
-
-    fn read_clients(&mut self) {
-        self.clients_read = clock::now();
-        let read = self.sensor.logins();
-        if let Some(clients) = self.note("reading the clients", read) {
-            let facts = clients.iter().filter(|c| c.host != 0).map(client_facts).collect();
-            self.machine.handle(Input::Clients(facts), clock::now());
-            if self.clients_read.since(self.limited) >= LIMITS_NS {
-                self.adapt(&clients);
-            }
-        }
-    }
-
-    /// Holds each client to a limit of its own.
-    fn adapt(&mut self, clients: &[table::Client]) {
-        self.limited = self.clients_read;
-        let latencies: Vec<_> = clients.iter().filter(|c| c.host != 0).map(latency).collect();
-        for SetLimit { host, limit_ns } in self.limits.handle(&latencies, self.limited) {
-            let set = self.sensor.set_unanswered_limit(host, limit_ns);
-            if self.note("setting the limit of a client", set).is_some() {
-                tracing::debug!(%host, limit_ns, "unanswered limit");
-            }
-        }
-    }
-
-    fn show(&mut self) {
-        let now = clock::now();
-        self.shown = now;
-        let (clients, server, config) = (self.sensor.clients(), self.sensor.server(), self.sensor.config());
-        let (Some(clients), Some(server), Some(config)) = (
-            self.note("reading the clients", clients),
-            self.note("reading the server's state", server),
-            self.note("reading the configuration map", config),
-        ) else {
-            return;
-        };
-        self.shared.put(Snapshot {
-            at: now,
-            machine: {
-                let mut view = self.machine.view(now);
-                view.alarms.extend(self.meta.strangers());
-                view
-            },
-            cluster: self.view.clone(),
-            cluster_at: self.view_at,
-            clients,
-            server,
-            config,
-            journal_lost: self.journal.lost(),
-        });
-    }
-
-    /// Says who holds what, for `logins`. Nothing depends on it: it is sent once, and lost if it is lost.
-    fn tell_holders(&mut self) {
-        let now = clock::now();
-        self.told_holders = now;
-        let Some(term) = self.machine.term() else { return };
-        let read = self.sensor.logins();
-        let Some(clients) = self.note("reading the clients", read) else { return };
-        let packets = self.sensor.last_packets();
-        let facts = |c: &table::Client| holder(c, packets.get(&HostId(c.host)).copied(), now);
-        let facts: Vec<_> = clients.iter().filter_map(facts).collect();
-        for clients in facts.chunks(HOLDERS_MOST).map(<[_]>::to_vec) {
-            let meta = self.meta.clone();
-            tokio::spawn(async move {
-                if let Err(error) = meta.send(ToMeta::Holders { term, clients }).await {
-                    tracing::debug!(%error, "who holds what was not told");
-                }
-            });
         }
     }
 

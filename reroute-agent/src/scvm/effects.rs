@@ -1,7 +1,8 @@
 //! Carrying out what the machine wants done.
 
-use super::driver::{Driver, Probe};
+use super::driver::Driver;
 use super::facts::{answer, outcome};
+use super::probes::Probe;
 use crate::clock;
 use crate::netlink::sockets;
 use crate::sweep::own;

@@ -21,6 +21,8 @@ mod metrics;
 mod null_rpc;
 mod operator;
 mod pidfd;
+mod probes;
+mod readings;
 pub mod report;
 mod run_delay;
 pub(crate) mod server_process;
