@@ -9,6 +9,7 @@ mod moving;
 mod own_address;
 mod random;
 mod routes;
+mod silence;
 mod sizes;
 mod storage;
 mod targets;

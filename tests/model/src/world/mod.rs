@@ -7,7 +7,7 @@
 //! | `flight` | what is under way |
 //! | `clock`, `links` | clocks with a zero and a rate of their own; links that are cut, each way of its own |
 //! | `host`, `client` | the host agent, the route, the disk; the NFS client |
-//! | `scvm`, `kernel` | the SCVM agent; the kernel's words, leases and counts |
+//! | `scvm`, `scvm_effects`, `kernel` | the SCVM agent; what it wants done; the kernel's words, leases and counts |
 //! | `datapath`, `server` | what becomes of pulses and segments; the access server |
 //! | `meta`, `agent` | leaders and their store; messages and push streams |
 //! | `tcp` | connections and segments |
@@ -27,6 +27,7 @@ pub mod links;
 pub mod meta;
 pub mod oracle;
 pub mod scvm;
+mod scvm_effects;
 pub mod server;
 pub mod settings;
 pub mod step;
