@@ -240,6 +240,9 @@ impl SessionMaster {
             self.generation += 1;
         }
         let (epoch, scvm, released) = (report.epoch, report.scvm, report.released);
+        let before = host.report.take().map(|(before, _)| before);
+        self.note_failed(id, before.as_ref(), &report, now);
+        let Some(host) = self.hosts.get_mut(&id) else { return };
         host.report = Some((report, now));
         if epoch > host.epoch() && !host.ahead_said {
             host.ahead_said = true;

@@ -4,7 +4,7 @@ use super::{SessionMaster, with_drift};
 use crate::block::HolderFacts;
 use crate::ids::*;
 use crate::proto::{Health, HostReport, ServerHealth, SessionState};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// So many hosts that found an SCVM failed are independent of what one of them may suffer from.
 const OBSERVERS: usize = 2;
@@ -24,6 +24,8 @@ pub(super) struct Session {
     pub(super) renewed: Option<BootNs>,
     /// What it says of each client, and when that came.
     pub(super) holders: BTreeMap<HostId, (BootNs, HolderFacts)>,
+    /// Hosts that found it, or every path to it, failed, by their last report; and when that came.
+    found_failed: BTreeMap<HostId, BootNs>,
 }
 
 impl Session {
@@ -37,6 +39,7 @@ impl Session {
             health: ServerHealth::default(),
             renewed: None,
             holders: BTreeMap::new(),
+            found_failed: BTreeMap::new(),
         }
     }
 
@@ -110,19 +113,37 @@ impl SessionMaster {
         }
     }
 
+    /// Notes whom `host` has found failed now, and no more: judging asks for that far more often than hosts report.
+    pub(super) fn note_failed(
+        &mut self,
+        host: HostId,
+        before: Option<&HostReport>,
+        report: &HostReport,
+        now: BootNs,
+    ) {
+        for scvm in before.map(found_failed).unwrap_or_default() {
+            if let Some(session) = self.sessions.get_mut(&scvm) {
+                session.found_failed.remove(&host);
+            }
+        }
+        for scvm in found_failed(report) {
+            if let Some(session) = self.sessions.get_mut(&scvm) {
+                session.found_failed.insert(host, now);
+            }
+        }
+    }
+
     /// Names of the hosts that have lately found this SCVM, or every path to it, failed.
     fn failed_by(&self, scvm: ScvmId, now: BootNs) -> Vec<&str> {
-        let failed = |report: &HostReport| {
-            let mut here = report.paths.iter().filter(|p| p.path.scvm == scvm).peekable();
-            here.peek().is_some() && here.all(|p| p.state == Health::Failed)
+        let Some(found) = self.sessions.get(&scvm).map(|s| &s.found_failed).filter(|f| !f.is_empty()) else {
+            return Vec::new();
         };
-        let fresh = |(report, at): &(HostReport, BootNs)| now.since(*at) <= REPORT_NS && failed(report);
-        let said = |host: &HostId| self.hosts.get(host).and_then(|h| h.report.as_ref()).is_some_and(fresh);
-        self.settings.hosts.iter().filter(|info| said(&info.id)).map(|info| info.name.as_str()).collect()
+        let lately = |host: &HostId| found.get(host).is_some_and(|at| now.since(*at) <= REPORT_NS);
+        self.settings.hosts.iter().filter(|info| lately(&info.id)).map(|info| info.name.as_str()).collect()
     }
 
     /// From here on the SCVM itself, whatever its clock does within drift, holds the session for over.
-    fn lapses_after(&self) -> u64 {
+    pub(super) fn lapses_after(&self) -> u64 {
         with_drift(self.settings.session_ns)
     }
 
@@ -143,6 +164,15 @@ impl SessionMaster {
         self.judge(scvm, now);
         self.sessions.get(&scvm).is_some_and(|s| s.is_live() && s.health.process_alive && s.health.listening)
     }
+}
+
+/// SCVMs of which a host has found every path failed.
+fn found_failed(report: &HostReport) -> BTreeSet<ScvmId> {
+    let of = |failed: bool| {
+        let paths = report.paths.iter().filter(move |p| (p.state == Health::Failed) == failed);
+        paths.map(|p| p.path.scvm).collect::<BTreeSet<_>>()
+    };
+    of(true).difference(&of(false)).copied().collect()
 }
 
 /// Whether the server is well, and in words what is wrong.

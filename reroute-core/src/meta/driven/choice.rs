@@ -49,14 +49,20 @@ impl SessionMaster {
                 Cause::Failed => failing.is_some(),
                 other => cause == Some(*other),
             };
-            if holds && self.is_fit(wish.to, peers, now) {
+            // One stalled call at the target is no reason to begin anew while the server that is left is dead.
+            let stands = self.is_fit(wish.to, peers, now)
+                || *stands_on == Cause::Failed && self.is_there(wish.to, peers, now);
+            if holds && stands {
                 return false;
             }
         }
         let had = host.wish.take().is_some();
         let Some(cause) = cause else { return had };
         let Some(to) = self.target(id, host, place, cause, peers, now) else { return had };
-        if host.budget.wait(&self.settings.agentless, now) > 0 {
+        // The last one is kept for a failure.
+        let rule = &self.settings.agentless;
+        let kept = if cause == Cause::Failed { 0 } else { rule.move_every_ns };
+        if host.budget.wait(rule, BootNs(now.0.saturating_sub(kept))) > 0 {
             return had;
         }
         host.budget.charge(&self.settings.agentless, now);
@@ -93,6 +99,19 @@ impl SessionMaster {
             && well
             && reachable
             && !health.bypass
+            && !self.drains.contains_key(&path.scvm)
+            && self.failure(path, peers, now).is_empty()
+    }
+
+    /// It lives, and nothing says that it has failed.
+    fn is_there(&self, path: Path, peers: &Peers, now: BootNs) -> bool {
+        let Some(session) = self.sessions.get(&path.scvm).filter(|s| s.is_live()) else { return false };
+        let health = &session.health;
+        session.renewed.is_some_and(|at| now.since(at) <= 3 * self.settings.keepalive_ns)
+            && health.process_alive
+            && health.listening
+            && !health.bypass
+            && !health.no_carrier.contains(&path.network)
             && !self.drains.contains_key(&path.scvm)
             && self.failure(path, peers, now).is_empty()
     }

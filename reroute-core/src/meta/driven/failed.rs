@@ -38,7 +38,8 @@ impl SessionMaster {
     ) {
         peers.silent.retain(|_, at| now.since(*at) < FRESH_NS);
         for &scvm in places {
-            let Some(renewed) = self.sessions.get(&scvm).and_then(|s| s.renewed) else { continue };
+            let Some(session) = self.sessions.get(&scvm) else { continue };
+            let renewed = session.renewed.unwrap_or(self.started);
             let late = now.since(renewed) > 3 * self.settings.keepalive_ns;
             let asked = peers.asked.get(&scvm).is_some_and(|at| now.since(*at) < ASK_EVERY_NS);
             if !late || asked {
@@ -92,7 +93,15 @@ impl SessionMaster {
             }
         }
         let mut pieces = Vec::new();
-        if let (SessionState::Lost, Some(renewed)) = (session.state, session.renewed) {
+        let gone = match (session.state, session.renewed) {
+            (SessionState::Lost, renewed) => renewed,
+            // Not heard of in this term: it has had as long as a session takes to be lost.
+            (SessionState::Absent, None) if now.since(self.started) > self.lapses_after() => {
+                Some(self.started)
+            }
+            _ => None,
+        };
+        if let Some(renewed) = gone {
             let lost = piece(EvidenceKind::KeepaliveLost, server, None, renewed);
             let lease = self.settings.agentless.session_ns;
             if self.lease.confirmed().is_some_and(|at| self.session_expired(place.scvm, lease, at)) {
@@ -111,7 +120,9 @@ impl SessionMaster {
                 continue;
             };
             let finds = |path: Path, state| report.paths.iter().any(|p| p.path == path && p.state == state);
-            let others = report.paths.iter().any(|p| p.path.scvm != place.scvm && p.state == Health::Healthy);
+            let others = report.paths.iter().any(|p| {
+                p.path.scvm != place.scvm && p.path.network == place.network && p.state == Health::Healthy
+            });
             // Who reaches nobody says something of itself.
             if others && finds(place, Health::Failed) {
                 pieces.push(piece(EvidenceKind::PathLost, NodeId::Host(id), Some(place), *at));

@@ -149,6 +149,10 @@ impl SessionMaster {
             };
             out.push(Effect::Journal(Event::Appointed { host: id, scvm, why }));
         }
+        // Whoever was appointed before does nothing more of what it was last told.
+        if let Some(by) = host.by {
+            push(NodeId::Scvm(by), Order::Drive { host: id, wish: None }, out);
+        }
         host.by = best;
         true
     }

@@ -236,3 +236,86 @@ fn a_leader_that_does_not_lead_drives_nobody_and_a_new_one_rehearses_first() {
         "Y has an agent: {reply:?}"
     );
 }
+
+/// The SCVM that serves X dies together with Meta's leader (its own node): nobody of this term ever hears of it.
+#[test]
+fn a_server_that_died_before_this_leader_began_is_left() {
+    let mut w = at_home();
+    w.scvm(A).up = false;
+    w.scvm(A).due.clear();
+    w.master = SessionMaster::new(two_more_hosts(2), w.store.clone(), BootNs(w.now))
+        .with_driven(driven(), BootNs(w.now));
+    for id in [A, B, C] {
+        w.scvm(id).open = false;
+    }
+    w.silent = vec![(B, A), (C, A)];
+    w.until("driven", 120 * SEC, |w| w.hop != Some(hop(A)));
+}
+
+/// Y and Z have lost their storage NICs; they reach everybody by management. X is well.
+#[test]
+fn hosts_that_lost_their_own_storage_network_say_something_of_themselves() {
+    let mut w = at_home();
+    let storage = vec![by_storage(A), by_storage(B), by_storage(C)];
+    w.failed_paths = [(Y, storage.clone()), (Z, storage)].into();
+    w.management = true;
+    w.run(10 * SEC);
+    assert!(w.changes.is_empty(), "{:?}: {:?}", w.hop, w.wanted());
+}
+
+/// While X's next hop is being changed, each candidate has a call over its limit for a beat.
+#[test]
+fn a_stall_at_the_target_does_not_use_up_the_budget() {
+    let mut w = at_home();
+    for id in [A, B, C] {
+        w.scvm(id).broken = Some(DriveError::CommandFailed { code: 1, said: "busy".into() });
+    }
+    w.scvm(A).health.process_alive = false;
+    w.run(200 * MS);
+    for id in [B, C, B, C] {
+        w.scvm(id).health.stalled = true;
+        w.run(200 * MS);
+        w.scvm(id).health.stalled = false;
+        w.run(200 * MS);
+    }
+    for id in [A, B, C] {
+        w.scvm(id).broken = None;
+    }
+    let began = w.now;
+    w.until("driven", 120 * SEC, |w| w.hop != Some(hop(A)));
+    assert!(w.now - began < 6 * SEC, "{} s, {:?}", (w.now - began) / SEC, w.wanted());
+}
+
+/// The way back must leave a token for the next failure.
+#[test]
+fn a_failure_after_returns_is_left_at_once() {
+    let mut w = at_home();
+    for _ in 0..2 {
+        w.scvm(A).health.process_alive = false;
+        w.until("away", 10 * SEC, |w| w.hop != Some(hop(A)));
+        w.until("served", 10 * SEC, |w| w.at().is_some_and(|at| at != A));
+        w.scvm(A).health.process_alive = true;
+        w.until("home", 60 * SEC, |w| w.at() == Some(A));
+        w.run(SEC);
+    }
+    w.scvm(A).health.process_alive = false;
+    let took = w.until("away", 120 * SEC, |w| w.hop != Some(hop(A)));
+    let served = w.until("served", 120 * SEC, |w| w.at().is_some_and(|at| at != A));
+    assert!(took < 2 * SEC, "{} ms, served {} ms later", took / MS, served / MS);
+}
+
+/// Cut off while it drives, or only passed over: what it was told last is not done any more.
+#[test]
+fn who_is_not_appointed_any_more_is_told_to_stop() {
+    let mut w = at_home();
+    let by = w.view().by.unwrap();
+    w.scvm(A).health.process_alive = false;
+    w.scvm(by).broken = Some(DriveError::Refused);
+    w.until("another one is appointed", 20 * SEC, |w| w.view().by != Some(by));
+    w.until("driven", 20 * SEC, |w| w.hop != Some(hop(A)));
+    w.scvm(by).broken = None;
+    let (changes, hop) = (w.changes.len(), w.hop);
+    w.run(2 * SEC);
+    assert_eq!((w.changes.len(), w.hop), (changes, hop), "{:?}", w.changes);
+    assert!(w.changes.iter().all(|(_, id, _)| *id != by), "{:?}", w.changes);
+}

@@ -26,6 +26,8 @@ pub(super) struct World {
     pub(super) silent: Vec<(ScvmId, ScvmId)>,
     /// What Y and Z find of paths.
     pub(super) failed_paths: BTreeMap<HostId, Vec<Path>>,
+    /// Y and Z tell of management paths, too: those are well.
+    pub(super) management: bool,
 }
 
 pub(super) fn hop(scvm: ScvmId) -> Ipv4Addr {
@@ -89,6 +91,7 @@ impl World {
             journal: Vec::new(),
             silent: Vec::new(),
             failed_paths: BTreeMap::new(),
+            management: false,
         }
     }
 
@@ -232,6 +235,12 @@ impl World {
             let state = if failed.contains(&path) { Health::Failed } else { Health::Healthy };
             PathHealth { path, state, rtt_ns: None, last_reply_age_ns: None }
         });
+        let more = [A, B, C].into_iter().filter(|_| self.management).map(|scvm| PathHealth {
+            path: Path { scvm, network: Network::Management },
+            state: Health::Healthy,
+            rtt_ns: None,
+            last_reply_age_ns: None,
+        });
         let report = HostReport {
             epoch: Epoch(0),
             scvm: None,
@@ -241,7 +250,7 @@ impl World {
             released: None,
             last_move_gap_ns: None,
             error: None,
-            paths: paths.to_vec(),
+            paths: paths.into_iter().chain(more).collect(),
         };
         self.say(NodeId::Host(id), ToMeta::HostReport { report });
     }
