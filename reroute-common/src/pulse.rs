@@ -31,6 +31,9 @@ pub mod server {
     pub const NULL_FAILED: u32 = 8;
     /// Calls for data wait, and none has been answered for anybody for longer than the limit, whatever else is.
     pub const DATA_SILENT: u32 = 16;
+    /// [`Pulse::data_reply_age_ns`] is what its name says. An SCVM whose programs are older tells the age of any reply
+    /// there, which says nothing of its storage.
+    pub const DATA_REPLIES: u32 = 32;
 }
 
 /// All fields little endian. A request fills the first part and leaves the rest zero; a reply keeps the request's

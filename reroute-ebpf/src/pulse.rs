@@ -89,9 +89,9 @@ fn answer<P: Packet>(
     let mode = at!(config.mode).get();
     // What an agent said before it died is no news.
     let agent_age = now.saturating_sub(at!(config.agent_seen_at).get());
-    let mut state = 0;
+    let mut state = bits::DATA_REPLIES;
     if agent_age <= AGENT_ALIVE_NS {
-        state = at!(config.agent_state).get() & bits::NULL_FAILED;
+        state |= at!(config.agent_state).get() & bits::NULL_FAILED;
     }
     if listener::look(packet.context(), config, server, now) {
         state |= bits::LISTENING;

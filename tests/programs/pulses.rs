@@ -101,7 +101,7 @@ fn a_reply_tells_what_the_kernel_sees() {
     let reply = probe(&bench);
     assert!(reply.scvm_stamp >= before && reply.scvm_stamp <= now());
     assert_eq!((reply.scvm_boot, reply.word, reply.lease_ns), (BOOT, 0, 0));
-    assert_eq!(reply.server_state, server::ENFORCING);
+    assert_eq!(reply.server_state, server::ENFORCING | server::DATA_REPLIES);
     assert_eq!((reply.data_reply_age_ns, reply.network), (u64::MAX, reroute_common::network::STORAGE));
 
     bench.sensor.server_started(Incarnation(6)).unwrap();
@@ -117,7 +117,7 @@ fn a_reply_tells_what_the_kernel_sees() {
     run("ip addr add 192.168.33.2/32 dev lo");
     let _listener = TcpListener::bind("192.168.33.2:2049").unwrap();
     let reply = probe(&bench);
-    assert_eq!(reply.server_state, server::LISTENING | server::NULL_FAILED);
+    assert_eq!(reply.server_state, server::LISTENING | server::NULL_FAILED | server::DATA_REPLIES);
     assert_eq!((reply.server_incarnation, reply.word), (6, Word::new(2, rank::ADMITTED).0));
     assert_eq!((reply.in_progress, reply.orphans), (8, 1));
     assert!(reply.lease_ns > 59_000_000_000 && reply.lease_ns < 60_000_000_000);
@@ -128,7 +128,7 @@ fn a_reply_tells_what_the_kernel_sees() {
 
     // What an agent said before it died is no news.
     bench.sensor.touch(BootNs(now() - 400_000_000)).unwrap();
-    assert_eq!(probe(&bench).server_state, server::LISTENING);
+    assert_eq!(probe(&bench).server_state, server::LISTENING | server::DATA_REPLIES);
 }
 
 /// A connection whose calls are answered at once, until `end` says so.

@@ -45,7 +45,7 @@ fn reflect(request: &[u8; LEN]) -> [u8; LEN] {
     put(offset_of!(Pulse, lease_ns), &73u64.to_le_bytes());
     put(
         offset_of!(Pulse, server_state),
-        &(server::LISTENING | server::NULL_FAILED | server::DATA_SILENT).to_le_bytes(),
+        &(server::LISTENING | server::NULL_FAILED | server::DATA_SILENT | server::DATA_REPLIES).to_le_bytes(),
     );
     put(offset_of!(Pulse, calls_waiting), &74u32.to_le_bytes());
     put(offset_of!(Pulse, in_progress), &75u32.to_le_bytes());
@@ -98,6 +98,26 @@ fn a_reflected_pulse_comes_back_over_the_wire() {
                 data_reply_age_ns: 79,
             }
         );
+    });
+}
+
+/// Its field held the age of any reply.
+#[test]
+fn an_older_scvm_says_nothing_of_its_storage() {
+    namespace::run_async(async || {
+        let mut pulses = pulses();
+        let scvm = UdpSocket::bind("127.0.0.2:7481").await.unwrap();
+        pulses.send(path(), request()).unwrap();
+        let mut bytes = [0; LEN];
+        let (_, from) = scvm.recv_from(&mut bytes).await.unwrap();
+        let mut reply = reflect(&bytes);
+        let at = offset_of!(Pulse, server_state);
+        reply[at..at + 4].copy_from_slice(&server::LISTENING.to_le_bytes());
+        sign(&mut reply);
+        scvm.send_to(&reply, from).await.unwrap();
+        pulses.readable().await;
+        let [Ok(reply)] = &pulses.receive()[..] else { panic!("one good reply") };
+        assert_eq!(reply.facts.data_reply_age_ns, u64::MAX);
     });
 }
 

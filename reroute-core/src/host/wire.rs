@@ -174,7 +174,10 @@ impl Fields<'_> {
             null_failed: has(server::NULL_FAILED),
             enforcing: has(server::ENFORCING),
             data_silent: has(server::DATA_SILENT),
-            data_reply_age_ns: self.u64(offset_of!(Pulse, data_reply_age_ns)),
+            data_reply_age_ns: match has(server::DATA_REPLIES) {
+                true => self.u64(offset_of!(Pulse, data_reply_age_ns)),
+                false => u64::MAX,
+            },
             calls_waiting: self.u32(offset_of!(Pulse, calls_waiting)),
             in_progress: self.u32(offset_of!(Pulse, in_progress)),
             orphans: self.u32(offset_of!(Pulse, orphans)),
