@@ -3,7 +3,9 @@
 use super::connection::{Connection, invalid};
 use netlink_packet_core::Parseable;
 use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP};
-use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, InetResponseHeader, SocketId, StateFlags};
+use netlink_packet_sock_diag::inet::{
+    ExtensionFlags, InetRequest, InetResponseHeader, SocketId, StateFlags, Timer,
+};
 use netlink_packet_sock_diag::{SockDiagDestroy, SockDiagMessage};
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 use std::collections::HashSet;
@@ -32,6 +34,8 @@ pub struct Tcp {
     pub state: u8,
     /// What the kernel tells sockets apart by, whatever their ports.
     pub cookie: [u8; 8],
+    /// How often it has sent again what is not acknowledged yet.
+    pub retransmits: u8,
 }
 
 impl Filter {
@@ -164,6 +168,10 @@ fn find(connection: &mut Connection, filter: &Filter) -> io::Result<Vec<(Tcp, u8
                     remote: end(id.destination_address, id.destination_port),
                     state: header.state,
                     cookie: id.cookie,
+                    retransmits: match header.timer {
+                        Some(Timer::Retransmit(_, times)) => times,
+                        _ => 0,
+                    },
                 };
                 if filter.matches(&tcp) {
                     found.push((tcp, header.family, id));

@@ -3,16 +3,15 @@
 use super::{Options, sweep};
 use crate::config::{Cluster, Interfaces};
 use crate::netlink::nic;
+use crate::netlink::sockets::{self, Filter};
+use reroute_core::host::{SizesTried, Tried};
 use reroute_core::ids::{MS, Network, Path};
 use reroute_core::sweep::{Outcome, Settings};
+use std::io;
 use std::net::Ipv4Addr;
 
 /// Blocks, for some ms. Errors, in words: why nothing could be tried.
-pub fn try_all(
-    cluster: &Cluster,
-    interfaces: &Interfaces,
-    paths: &[Path],
-) -> Result<Vec<(Path, Outcome)>, String> {
+pub fn try_all(cluster: &Cluster, interfaces: &Interfaces, paths: &[Path]) -> Result<SizesTried, String> {
     let nics = nic::read().map_err(|error| format!("the interfaces cannot be read: {error}"))?;
     let mut all = Vec::new();
     for (network, name) in interfaces.each() {
@@ -27,9 +26,21 @@ pub fn try_all(
             settings: Settings { longest_patience_ns: 50 * MS, ..Settings::default() },
         };
         let report = sweep(&addresses, &options).map_err(|error| format!("ICMP on {name}: {error}"))?;
-        all.extend(paths.into_iter().zip(report.outcomes));
+        let tried = paths.into_iter().zip(report.outcomes);
+        all.extend(tried.map(|(path, outcome)| Tried { path, mtu: nic.mtu, outcome }));
     }
-    Ok(all)
+    // Nothing is looked for where nothing depends on it.
+    let doubt = all.iter().any(|tried| matches!(tried.outcome, Outcome::SmallOnly { .. }));
+    let retransmits =
+        doubt && retransmits(cluster).map_err(|error| format!("NFS clients' sockets: {error}"))?;
+    Ok(SizesTried { paths: all, retransmits })
+}
+
+/// Whether an NFS client of this host sends something again that is not acknowledged.
+fn retransmits(cluster: &Cluster) -> io::Result<bool> {
+    let service = (cluster.service_address.into(), Some(cluster.service_port));
+    let all = sockets::list(&Filter { remote: Some(service), ..Filter::default() })?;
+    Ok(all.iter().any(|tcp| tcp.retransmits > 0))
 }
 
 fn address(cluster: &Cluster, path: Path) -> Option<Ipv4Addr> {

@@ -100,7 +100,7 @@ pub enum Input {
         actor: String,
     },
     /// What became of [`Effect::TrySizes`], or why nothing could be tried.
-    SizesTried(Result<Vec<(Path, sweep::Outcome)>, String>),
+    SizesTried(Result<SizesTried, String>),
     /// Who answered to [`Effect::AskOwnAddress`], or why nobody could be asked.
     OwnAddress(Result<duplicate::Claims, String>),
     /// What the hypervisor answered to [`Effect::AskHypervisor`]: every domain of this node. The asking began then.

@@ -1,22 +1,52 @@
 //! Do full frames pass where pulses do? By ICMP echo, full-size and small, to the SCVMs that matter now ([`crate::sweep`]).
 //!
-//! A second opinion: silence says nothing (echoes may be filtered). Only that a small echo is answered and a full one is
-//! not, where both once were, and twice in a row, is held against the path: pulses and small frames pass, NFS does not.
+//! A second opinion, and never a verdict alone: silence says nothing (echoes may be filtered), and what is lost now and
+//! then looks the same for a moment. Held against the path is that small echoes are answered and full ones are not, where
+//! both were at this MTU, many times in a row; and that a TCP of an NFS client on this host sends again what is not
+//! acknowledged. Pulses pass then, and NFS does not.
 
 use super::*;
-use crate::sweep::Outcome;
+use crate::sweep::{Obstacle, Outcome};
 
 const EVERY_NS: u64 = 500 * MS;
+/// ... and while there is a doubt.
+const AGAIN_NS: u64 = 50 * MS;
 /// A sweep that never ends must not be the last.
 const LOST_NS: u64 = 5 * SEC;
-/// Sweeps in a row.
-const TIMES: u32 = 2;
+/// Sweeps in a row. Of a queue that drops three full frames in ten and few small ones, one in eight looks like this.
+const TIMES: u32 = 6;
+
+/// One path of a sweep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Tried {
+    pub path: Path,
+    /// Of this host's interface: what a full frame was.
+    pub mtu: u32,
+    pub outcome: Outcome,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct SizesTried {
+    pub paths: Vec<Tried>,
+    /// A TCP of a client on this host has sent something again to the service address, and it is not acknowledged yet.
+    pub retransmits: bool,
+}
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 struct Seen {
-    /// Full frames passed once.
-    passed: bool,
+    /// The MTU at which full frames passed last.
+    passed: Option<u32>,
+    /// In a row.
     small_only: u32,
+    /// Sweeps in a row that said nothing of the sort.
+    otherwise: u32,
+}
+
+impl Seen {
+    fn otherwise(&mut self) -> bool {
+        (self.small_only, self.otherwise) = (0, (self.otherwise + 1).min(TIMES));
+        self.otherwise == TIMES
+    }
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -44,58 +74,53 @@ impl Machine {
             .filter(|p| self.has_carrier(p.network))
             .collect();
         let Some(sizes) = &mut self.sizes else { return };
-        let every = if sizes.waits { LOST_NS } else { EVERY_NS };
+        let doubt = sizes.seen.values().any(|s| s.passed.is_some() && (1..TIMES).contains(&s.small_only));
+        let every = match (sizes.waits, doubt) {
+            (true, _) => LOST_NS,
+            (false, true) => AGAIN_NS,
+            (false, false) => EVERY_NS,
+        };
         if !paths.is_empty() && sizes.asked_at.is_none_or(|at| now.since(at) >= every) {
             (sizes.asked_at, sizes.waits) = (Some(now), true);
             fx.push(Effect::TrySizes(paths));
         }
     }
 
-    pub(super) fn sizes_tried(
-        &mut self,
-        result: Result<Vec<(Path, Outcome)>, String>,
-        now: BootNs,
-        fx: &mut Effects,
-    ) {
+    pub(super) fn sizes_tried(&mut self, result: Result<SizesTried, String>, now: BootNs, fx: &mut Effects) {
         let Some(sizes) = &mut self.sizes else { return };
         sizes.waits = false;
-        let outcomes = match result {
-            Ok(outcomes) => outcomes,
-            Err(why) => return self.fault("sizes", format!("full frames cannot be tried: {why}"), fx),
-        };
         let mut changes = Vec::new();
-        for (path, outcome) in outcomes {
-            let seen = sizes.seen.entry(path).or_default();
-            match outcome {
-                Outcome::Answers { .. } => {
-                    *seen = Seen { passed: true, small_only: 0 };
-                    changes.push((path, false));
-                }
-                Outcome::SmallOnly { .. } => {
-                    seen.small_only = (seen.small_only + 1).min(TIMES);
-                    if seen.small_only == TIMES && seen.passed {
-                        changes.push((path, true));
+        match &result {
+            Ok(SizesTried { paths, retransmits }) => {
+                for Tried { path, mtu, outcome } in paths {
+                    let seen = sizes.seen.entry(*path).or_default();
+                    match outcome {
+                        Outcome::Answers { .. } => {
+                            *seen = Seen { passed: Some(*mtu), ..Seen::default() };
+                            changes.push((*path, false));
+                        }
+                        Outcome::SmallOnly { told, .. }
+                            if !matches!(told, Some(Obstacle::NotSent { .. })) =>
+                        {
+                            (seen.small_only, seen.otherwise) = ((seen.small_only + 1).min(TIMES), 0);
+                            if seen.small_only == TIMES && seen.passed == Some(*mtu) && *retransmits {
+                                changes.push((*path, true));
+                            }
+                        }
+                        // Filtered, or lost like anything else (pulses say which); or not sent at all.
+                        _ => changes.extend(seen.otherwise().then_some((*path, false))),
                     }
                 }
-                // Filtered, or lost like anything else: pulses say which.
-                Outcome::Refused(_) | Outcome::Silent => seen.small_only = 0,
+            }
+            Err(_) => {
+                let seen = sizes.seen.iter_mut();
+                changes.extend(seen.filter_map(|(path, seen)| seen.otherwise().then_some((*path, false))));
             }
         }
-        let never: Vec<String> = sizes
-            .seen
-            .iter()
-            .filter(|(_, seen)| seen.small_only == TIMES && !seen.passed)
-            .map(|(path, _)| path.to_string())
-            .collect();
-        match never.is_empty() {
-            true => drop(self.faults.remove("sizes")),
-            false => {
-                let what = format!(
-                    "full frames have never passed by {}: is the MTU the same all the way?",
-                    never.join(", ")
-                );
-                self.fault("sizes", what, fx);
-            }
+        if let Err(why) = result {
+            self.fault("sizes", format!("full frames cannot be tried: {why}"), fx);
+        } else {
+            self.tell_sizes(fx);
         }
         let mut news = false;
         for (path, narrow) in changes {
@@ -112,6 +137,24 @@ impl Machine {
         if news {
             self.decide(now, fx);
             self.report_to_meta(now, fx);
+        }
+    }
+
+    /// Names the paths by which full frames do not pass, and pulses do.
+    fn tell_sizes(&mut self, fx: &mut Effects) {
+        let Some(sizes) = &self.sizes else { return };
+        let named: Vec<String> = sizes
+            .seen
+            .iter()
+            .filter(|(_, s)| s.small_only == TIMES)
+            .map(|(path, _)| path.to_string())
+            .collect();
+        if named.is_empty() {
+            drop(self.faults.remove("sizes"));
+        } else {
+            let what =
+                format!("full frames do not pass by {}: is the MTU the same all the way?", named.join(", "));
+            self.fault("sizes", what, fx);
         }
     }
 }
