@@ -12,6 +12,8 @@ use std::collections::BTreeMap;
 const CONSECUTIVE: u32 = 2;
 /// Consecutive good words before a failed server counts as well again.
 const RECOVERED: u32 = 3;
+/// Pulses that left within this asked about one moment, by whatever paths: their answers are one word.
+const MOMENT_NS: u64 = MS;
 
 /// Whose word a piece is. Two of the same source may have one cause.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -75,11 +77,13 @@ pub struct Case {
     /// What the last verdict rests on; kept until the server is well again.
     grounds: Vec<Piece>,
     good: u32,
+    /// When the pulse left that the last word answered.
+    asked_at: Option<BootNs>,
 }
 
 impl Default for Case {
     fn default() -> Case {
-        Case { state: Health::Unknown, held: BTreeMap::new(), grounds: Vec::new(), good: 0 }
+        Case { state: Health::Unknown, held: BTreeMap::new(), grounds: Vec::new(), good: 0, asked_at: None }
     }
 }
 
@@ -101,16 +105,28 @@ impl Case {
         }
     }
 
-    /// One word on everything a pulse speaks of: `against` is what it says, by `path`. The other pieces of these
-    /// sources are taken back by it.
-    pub fn hear(&mut self, against: &[EvidenceKind], path: Path, now: BootNs) -> Option<Change> {
+    /// One word on everything a pulse speaks of: `against` is what it says, by `path`; the pulse left at `asked_at`. The
+    /// other pieces of these sources are taken back by it.
+    pub fn hear(
+        &mut self,
+        against: &[EvidenceKind],
+        path: Path,
+        asked_at: BootNs,
+        now: BootNs,
+    ) -> Option<Change> {
+        let another = self.asked_at.is_none_or(|last| asked_at.since(last) >= MOMENT_NS);
+        if another {
+            self.asked_at = Some(asked_at);
+        }
+        // The first word counts, and then one of each moment.
+        let next = |said: u32, most: u32| if another || said == 0 { (said + 1).min(most) } else { said };
         self.held.retain(|kind, _| against.contains(kind));
         for kind in against {
             let piece = Piece { kind: *kind, path: Some(path), at: now };
             let held = self.held.entry(*kind).or_insert(Held { piece, said: 0 });
-            *held = Held { piece, said: (held.said + 1).min(CONSECUTIVE) };
+            *held = Held { piece, said: next(held.said, CONSECUTIVE) };
         }
-        self.good = if against.is_empty() { (self.good + 1).min(RECOVERED) } else { 0 };
+        self.good = if against.is_empty() { next(self.good, RECOVERED) } else { 0 };
         self.judge()
     }
 
@@ -227,13 +243,13 @@ mod tests {
         ];
         for (name, before, from, words, to) in table {
             let mut case = Case::default();
+            let mut at = BootNs(0);
             let mut say = |words: &[Word]| {
-                let mut at = BootNs(0);
                 for word in words {
                     at = at.plus(MS);
                     let was = case.state();
                     let change = match word {
-                        Says(against) => case.hear(against, PATH, at),
+                        Says(against) => case.hear(against, PATH, at, at),
                         Found(kind) => case.found(*kind, at),
                     };
                     assert_eq!(change.unwrap_or((was, was)), (was, case.state()), "{name}");
@@ -249,17 +265,38 @@ mod tests {
     #[test]
     fn a_verdict_keeps_what_it_rests_on() {
         let mut case = Case::default();
-        for at in [BootNs(1), BootNs(2)] {
-            case.hear(&[Silent, NullFailed], PATH, at);
+        let hear = |case: &mut Case, against: &[EvidenceKind], at| {
+            case.hear(against, PATH, BootNs(at * MS), BootNs(at * MS))
+        };
+        for at in [1, 2] {
+            hear(&mut case, &[Silent, NullFailed], at);
         }
         let kinds = |case: &Case| case.pieces().iter().map(|p| p.kind).collect::<Vec<_>>();
         assert_eq!(kinds(&case), [Silent, NullFailed]);
-        case.hear(&[ListenerGone], PATH, BootNs(3));
-        case.hear(&[], PATH, BootNs(4));
+        hear(&mut case, &[ListenerGone], 3);
+        hear(&mut case, &[], 4);
         assert_eq!((case.state(), kinds(&case)), (Recovering, vec![Silent, NullFailed]));
-        case.hear(&[], PATH, BootNs(5));
-        case.hear(&[], PATH, BootNs(6));
+        hear(&mut case, &[], 5);
+        hear(&mut case, &[], 6);
         assert_eq!((case.state(), kinds(&case)), (Healthy, vec![]));
+    }
+
+    /// Paths to one server are asked in the same tick.
+    #[test]
+    fn a_moment_told_by_many_paths_is_one_word() {
+        let mut case = Case::default();
+        for (asked_us, state) in [(0, Suspect), (200, Suspect), (999, Suspect), (1000, Failed)] {
+            let asked_at = BootNs(SEC + asked_us * 1000);
+            case.hear(&[ListenerGone], PATH, asked_at, asked_at.plus(100));
+            assert_eq!(case.state(), state, "{asked_us} us");
+        }
+        for (asked_us, state) in
+            [(2000, Recovering), (2100, Recovering), (2200, Recovering), (4000, Recovering), (6000, Healthy)]
+        {
+            let asked_at = BootNs(SEC + asked_us * 1000);
+            case.hear(&[], PATH, asked_at, asked_at.plus(100));
+            assert_eq!(case.state(), state, "{asked_us} us");
+        }
     }
 
     proptest::proptest! {
@@ -275,7 +312,8 @@ mod tests {
                 // Bits said by this word and the one before count.
                 let both = if i == 0 { 0 } else { word & row.0 };
                 let was = case.stands();
-                case.hear(&kinds, PATH, BootNs(i as u64));
+                let at = BootNs(i as u64 * MS);
+                case.hear(&kinds, PATH, at, at);
                 row = (word, row.1 + 1, if word == 0 { row.2 + 1 } else { 0 });
                 let enough = both & 1 != 0 || both & 6 == 6;
                 let expected = if was { row.2 < 3 } else { enough };

@@ -71,7 +71,7 @@ impl Machine {
     /// The answer of a kernel that destroys no sockets.
     pub(super) fn sockets_stay(&mut self, sockets: Vec<OldSocket>, now: BootNs, fx: &mut Effects) {
         self.faults.remove("sockets");
-        let own = !matches!(&self.phase, Phase::Arriving(arriving) if arriving.trip.login_is_new);
+        let own = !matches!(&self.phase, Phase::Arriving(arriving) if !arriving.trip.same_server);
         self.sockets_done(now, fx);
         let stands = self.login.filter(|l| matches!(self.phase, Phase::Settled) && self.may_affirm(l.epoch));
         let path = self.route.wanted.filter(|path| self.route.stands(*path));
@@ -175,6 +175,7 @@ impl Machine {
     /// Nobody took the question.
     pub(super) fn reset_unheard(&mut self, epoch: Epoch, now: BootNs) {
         if let Some(reset) = self.client_reset.as_mut().filter(|r| r.epoch == epoch) {
+            reset.rounds = reset.rounds.saturating_sub(1);
             reset.ask_at = reset.ask_at.min(now.plus(UNHEARD_NS));
         }
     }

@@ -81,7 +81,9 @@ impl Machine {
         } else if self.health(here) == Health::Failed || !self.has_carrier(here.network) {
             self.leave_path(login, here, now, fx);
         } else if self.leave_stuck_storage(login, now, fx) {
-        } else if !self.follow_wishes(login, here, quiet_awaited, now, fx) {
+        } else if !self.follow_wishes(login, here, quiet_awaited, now, fx)
+            || self.draining.contains(&login.scvm) && matches!(self.phase, Phase::Settled)
+        {
             self.improve(login, here, quiet_awaited, now, fx);
         }
     }
@@ -173,18 +175,26 @@ impl Machine {
             return;
         }
         let local = self.settings.local;
-        let better = |p: &Path| {
-            rank(*p, local) < rank(here, local)
-                && self.stable_ns(*p, now) >= wait_ns
-                && if p.scvm == login.scvm { self.is_usable(*p, now) } else { self.is_eligible(*p, now) }
+        let fit = |p: &Path| self.is_fit(*p, login.scvm, now);
+        let better =
+            |p: &Path| rank(*p, local) < rank(here, local) && self.stable_ns(*p, now) >= wait_ns && fit(p);
+        let candidates: Vec<Path> =
+            self.paths.keys().copied().filter(|p| self.pin_allows(*p, here)).filter(better).collect();
+        let best = |only: Option<ScvmId>| {
+            let among = candidates.iter().copied().filter(|p| only.is_none_or(|s| s == p.scvm));
+            among.min_by_key(|p| self.preference_key(*p, Some(login.scvm)))
         };
-        let candidates = self.paths.keys().copied().filter(|p| self.pin_allows(*p, here)).filter(better);
-        let Some(to) = candidates.min_by_key(|p| self.preference_key(*p, Some(login.scvm))) else { return };
+        // Nobody can leave this server now, by plan: another network of it needs nobody's leave.
+        let bound = self.draining.contains(&login.scvm)
+            || !self.meta_is_usable(now)
+            || self.undrainable(login.scvm, now).is_some();
+        let Some(to) = best(bound.then_some(login.scvm)).or_else(|| best(None)) else { return };
         // A still better one that will have been well for long enough in a moment: one change instead of two.
         let soon = |p: &Path| {
             rank(*p, local) < rank(to, local)
+                && (!bound || p.scvm == login.scvm)
                 && self.pin_allows(*p, here)
-                && self.is_usable(*p, now)
+                && fit(p)
                 && self.stable_ns(*p, now) >= wait_ns / 10 * 9
         };
         if self.paths.keys().any(soon) || self.budget.left(now) == 0 {
@@ -385,6 +395,7 @@ impl Machine {
         let evidence = pieces.iter().map(|p| p.of(self.settings.host)).collect();
         let from = Some(to.scvm);
         fx.push(Effect::Journal(Event::Verdict { from, to, reason: reason.clone(), evidence }));
-        self.go(Trip { path: to, reason, since: now, login_is_new: false, keep: None }, now, fx);
+        let (login_is_new, same_server) = (false, true);
+        self.go(Trip { path: to, reason, since: now, login_is_new, same_server, keep: None }, now, fx);
     }
 }

@@ -26,6 +26,8 @@ pub(super) struct Would {
 pub enum ModeRefused {
     #[error("this host is in that mode already")]
     Already,
+    #[error("a login is on its way: ask again")]
+    OnTheWay,
     #[error(
         "this host is logged in at {0}: pin it there with `reroute-agent route set`, which keeps it from moving unless that server fails"
     )]
@@ -39,7 +41,8 @@ impl Machine {
 
     /// A login once had is what counts, whatever the configuration says.
     pub(super) fn is_dry(&self) -> bool {
-        self.mode() == Mode::Dry && self.login.is_none()
+        let never = self.disk.wanted.epoch == Epoch(0);
+        self.login.is_none() && (self.notes.mode == Some(Mode::Dry) || self.mode() == Mode::Dry && never)
     }
 
     /// Whether the mode can be changed to this one.
@@ -49,6 +52,9 @@ impl Machine {
     pub fn check_mode(&self, mode: Mode) -> Result<(), ModeRefused> {
         match self.login {
             Some(login) if mode == Mode::Dry => Err(ModeRefused::LoggedIn(login.scvm)),
+            None if mode == Mode::Dry && !matches!(self.phase, phase::Phase::Settled) => {
+                Err(ModeRefused::OnTheWay)
+            }
             _ if self.mode() == mode => Err(ModeRefused::Already),
             _ => Ok(()),
         }
@@ -114,6 +120,9 @@ impl Machine {
             (to, format!("{} failed: {}", here.scvm, names.join(", ")))
         } else if self.health(here) == Health::Failed || !self.has_carrier(here.network) {
             (best(&mut others.iter().copied())?, format!("{here} is lost"))
+        } else if self.servers.get(&here.scvm).is_some_and(|s| s.ill_since.is_some()) {
+            // It may be about to fail: that would be the reason.
+            return self.would.clone();
         } else {
             let wait_ns = self.hold_down.wait_ns(now);
             let better = |p: &Path| rank(*p, local) < rank(here, local) && self.stable_ns(*p, now) >= wait_ns;

@@ -62,13 +62,13 @@ pub use pulses::PulseFlag;
 pub use recorded::Start;
 pub use report::{Local, ServerStanding};
 pub use route::{Found, RouteFailure};
+pub use sizes::{SizesTried, Tried};
 pub use verdict::{Facts, Piece, Rank};
 pub use wishes::{Pin, PinRefused};
 
 use crate::duplicate;
 use crate::ids::*;
 use crate::proto::*;
-use crate::sweep;
 use crate::timeline::Event;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -118,6 +118,8 @@ pub struct Machine {
     quiet_awaited: Option<BootNs>,
     /// Meta refused the target, until when it is not asked for again.
     refused: BTreeMap<ScvmId, BootNs>,
+    /// Left because its storage was stuck, then.
+    stuck: BTreeMap<ScvmId, BootNs>,
     reported_at: Option<BootNs>,
 
     /// Of the last leader whose order was followed.
@@ -200,6 +202,7 @@ impl Machine {
             improve_after: now,
             quiet_awaited: None,
             refused: BTreeMap::new(),
+            stuck: BTreeMap::new(),
             reported_at: None,
             term: record.term,
             login,

@@ -251,12 +251,18 @@ impl Machine {
                 } else {
                     // What was sent meanwhile was dropped there: the client's TCP tries again ever more rarely by
                     // now, and a new connection is at once.
-                    self.go(Trip { path, reason, since, login_is_new: true, keep: None }, now, fx);
+                    let same_server = true;
+                    self.go(
+                        Trip { path, reason, since, login_is_new: true, same_server, keep: None },
+                        now,
+                        fx,
+                    );
                 }
             }
             _ => {
                 let path = self.path_to(scvm, wish);
-                self.go(Trip { path, reason, since, login_is_new: true, keep: None }, now, fx);
+                let same_server = here.is_some();
+                self.go(Trip { path, reason, since, login_is_new: true, same_server, keep: None }, now, fx);
             }
         }
     }
@@ -277,7 +283,12 @@ impl Machine {
                 _ => {
                     let path = self.path_to(login.scvm, None);
                     let reason = "the login stands there".to_string();
-                    self.go(Trip { path, reason, since: now, login_is_new: true, keep: None }, now, fx);
+                    let (login_is_new, same_server) = (true, false);
+                    self.go(
+                        Trip { path, reason, since: now, login_is_new, same_server, keep: None },
+                        now,
+                        fx,
+                    );
                 }
             }
         }

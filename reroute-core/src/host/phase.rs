@@ -59,6 +59,8 @@ pub(super) struct Trip {
     pub since: BootNs,
     /// The login is new: tell Meta of the arrival.
     pub login_is_new: bool,
+    /// The host was at this very server before: its sockets are connected there.
+    pub same_server: bool,
     /// Sockets bound to this host's address there may stay.
     pub keep: Option<Network>,
 }

@@ -67,7 +67,8 @@ impl Machine {
 
         let former = self.paths.get_mut(&path).and_then(|s| s.replied(rtt, now));
         self.tell_health(path, former, "pulses come back", fx);
-        let change = self.servers.get_mut(&path.scvm).and_then(|s| s.heard(path, facts, now));
+        let change = self.servers.get_mut(&path.scvm).and_then(|s| s.heard(path, sent_at, facts, now));
+        self.storage_heard(path.scvm, &facts, now);
         let news = self.tell_server(path.scvm, change, now, fx);
         self.watch_incarnation(path.scvm, &facts, fx);
         self.closed_seen(path.scvm, &facts, now, fx);

@@ -119,11 +119,15 @@ impl Machine {
             // another source can reach nobody by this path, and would never know either.
             if self.released.is_some_and(|released| released < login.epoch) {
                 let reason = self.route.reason.clone();
-                return self.go(
-                    Trip { path: *path, reason, since: now, login_is_new: true, keep: None },
-                    now,
-                    fx,
-                );
+                let trip = Trip {
+                    path: *path,
+                    reason,
+                    since: now,
+                    login_is_new: true,
+                    same_server: false,
+                    keep: None,
+                };
+                return self.go(trip, now, fx);
             }
             fx.push(Effect::DestroySockets { keep: Some(path.network) });
         }
@@ -168,7 +172,12 @@ impl Machine {
         if self.has_carrier(wanted.network) {
             let reason = format!("put back: {found} was found");
             // All connections: one that was made elsewhere meanwhile has shut those by this path (`reroute-ebpf/src/path.rs`).
-            self.go(Trip { path: wanted, reason, since: now, login_is_new: false, keep: None }, now, fx);
+            let (login_is_new, same_server) = (false, true);
+            self.go(
+                Trip { path: wanted, reason, since: now, login_is_new, same_server, keep: None },
+                now,
+                fx,
+            );
         }
     }
 
@@ -225,7 +234,8 @@ impl Machine {
                 // It may lead to the right server already, or away from it: either way ours is set.
                 let path = self.route.wanted.unwrap_or_else(|| self.path_to(login.scvm, path));
                 let reason = "an operator let a foreign route be taken over".to_string();
-                self.go(Trip { path, reason, since: now, login_is_new: false, keep: None }, now, fx);
+                let (login_is_new, same_server) = (false, true);
+                self.go(Trip { path, reason, since: now, login_is_new, same_server, keep: None }, now, fx);
             }
             // Without a login nothing is changed yet; the first login takes it over.
             _ => {}

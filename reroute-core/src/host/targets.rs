@@ -38,6 +38,14 @@ impl Machine {
             && self.refused.get(&path.scvm).is_none_or(|until| now >= *until)
     }
 
+    /// Fit to be gone to from a server that is well.
+    pub(super) fn is_fit(&self, path: Path, from: ScvmId, now: BootNs) -> bool {
+        match path.scvm == from {
+            true => self.is_usable(path, now),
+            false => self.is_eligible(path, now) && self.storage_is_well(path.scvm),
+        }
+    }
+
     pub(super) fn best(&self, now: BootNs, wanted: impl Fn(Path) -> bool) -> Option<Path> {
         let paths = self.paths.keys().copied();
         paths
@@ -45,10 +53,11 @@ impl Machine {
             .min_by_key(|p| self.preference_key(*p, None))
     }
 
-    /// Rank; then the server the host is at; then its own order.
-    pub(super) fn preference_key(&self, path: Path, at: Option<ScvmId>) -> (u8, bool, usize) {
+    /// A server whose storage is well first; rank; then the server the host is at; then its own order.
+    pub(super) fn preference_key(&self, path: Path, at: Option<ScvmId>) -> (bool, u8, bool, usize) {
         let position = self.position.get(&path.scvm).copied().unwrap_or(usize::MAX);
-        (rank(path, self.settings.local), at.is_some_and(|at| at != path.scvm), position)
+        let stuck = !self.storage_is_well(path.scvm);
+        (stuck, rank(path, self.settings.local), at.is_some_and(|at| at != path.scvm), position)
     }
 
     /// How long path and server have been well without a break.

@@ -7,6 +7,9 @@ use crate::proto::{Evidence, EvidenceKind};
 use reroute_common::admission::{Word, rank};
 use serde::{Deserialize, Serialize};
 
+/// A server without calls for data is not known to reach its storage again: for so long it counts as stuck still.
+const STUCK_PAUSE_NS: u64 = SEC;
+
 /// What an SCVM's agent said holds for this long after its last sign of life in the kernel.
 const AGENT_WORD_NS: u64 = 300 * MS;
 
@@ -116,6 +119,8 @@ pub(super) struct ServerState {
     pub busy_since: Option<BootNs>,
     /// It has been without its storage since then.
     pub without_storage_since: Option<BootNs>,
+    /// It was last seen to be.
+    stuck_at: Option<BootNs>,
 }
 
 impl ServerState {
@@ -124,8 +129,8 @@ impl ServerState {
         self.facts.map_or((0, 0), |f| (f.scvm_boot, f.scvm_stamp))
     }
 
-    /// A fresh reply. Returns what it changes.
-    pub fn heard(&mut self, path: Path, facts: Facts, now: BootNs) -> Option<Change> {
+    /// A fresh reply to a pulse that left at `asked_at`. Returns what it changes.
+    pub fn heard(&mut self, path: Path, asked_at: BootNs, facts: Facts, now: BootNs) -> Option<Change> {
         if self.facts.is_some_and(|f| f.scvm_boot == facts.scvm_boot && f.scvm_stamp > facts.scvm_stamp) {
             return None; // overtaken by a later one on another network
         }
@@ -133,9 +138,18 @@ impl ServerState {
         let since = |holds: bool, before: Option<BootNs>| holds.then(|| before.unwrap_or(now));
         self.well_since = since(facts.is_well(), self.well_since);
         self.ill_since = since(!facts.is_well(), self.ill_since);
-        self.without_storage_since = since(facts.is_without_storage(), self.without_storage_since);
+        let stuck = facts.is_without_storage();
+        // A connection that was reset has no calls for a moment: no answer, and no end of it.
+        let goes_on = |since: BootNs| {
+            stuck
+                || facts.data_reply_age_ns >= now.since(since)
+                    && self.stuck_at.is_some_and(|at| now.since(at) <= STUCK_PAUSE_NS)
+        };
+        self.without_storage_since =
+            self.without_storage_since.filter(|since| goes_on(*since)).or(stuck.then_some(now));
+        self.stuck_at = if stuck { Some(now) } else { self.stuck_at };
         self.busy_since = since(facts.in_progress > 0, self.busy_since);
-        self.case.hear(&facts.against(), path, now)
+        self.case.hear(&facts.against(), path, asked_at, now)
     }
 
     /// Its kernel speaks of a failure that is not one yet: until when it is to be asked quickly.

@@ -154,9 +154,7 @@ impl Machine {
         }
         let wait_ns = if self.pin_is_new { 0 } else { self.hold_down.wait_ns(now) };
         let fit = |p: &Path| {
-            pin.holds(*p)
-                && self.stable_ns(*p, now) >= wait_ns
-                && if p.scvm == login.scvm { self.is_usable(*p, now) } else { self.is_eligible(*p, now) }
+            pin.holds(*p) && self.stable_ns(*p, now) >= wait_ns && self.is_fit(*p, login.scvm, now)
         };
         let local = self.settings.local;
         let fitting = self.paths_of(pin.scvm).map(|(p, _)| *p).filter(fit);

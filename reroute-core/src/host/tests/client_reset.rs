@@ -160,3 +160,41 @@ fn the_servers_own_ends_go_only_where_the_server_is_the_same() {
     world.input(Input::RouteRead(Ok(Found::None)));
     assert_eq!(own(&world), [true]);
 }
+
+/// Meta goes away when the host has just arrived, and is back after three seconds.
+#[test]
+fn a_reset_that_nobody_heard_is_asked_for_again() {
+    let mut world = World::settled();
+    world.stay = Some(vec![OldSocket { network: Some(Network::Storage), port: 700 }]);
+    moving(&mut world);
+    world.run(50 * MS);
+    world.meta_error = Some("no leader".into());
+    world.order(Order::At { scvm: B, epoch: Epoch(2) });
+    world.run(3 * SEC);
+    world.meta_error = None;
+    world.log.clear();
+    world.run(10 * SEC);
+    let asked = world.messages().iter().filter(|m| matches!(m, ToMeta::ResetWanted { .. })).count();
+    assert!(asked > 0, "{:?}", world.machine.local(world.now).faults);
+}
+
+/// A move to B came to nothing; back at A after half a second in which A has dropped what came.
+#[test]
+fn the_same_servers_own_ends_go() {
+    let mut world = World::settled();
+    world.stay = Some(vec![OldSocket { network: Some(Network::Storage), port: 700 }]);
+    moving(&mut world);
+    world.run(500 * MS);
+    world.order(Order::Moving { from: Some(A), from_epoch: Epoch(1), to: A, epoch: Epoch(3) });
+    world.run(20 * MS);
+    world.order(Order::At { scvm: A, epoch: Epoch(3) });
+    let own: Vec<bool> = world
+        .messages()
+        .iter()
+        .filter_map(|m| match m {
+            ToMeta::ResetWanted { own, .. } => Some(*own),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(own, [true], "the server has stayed the same (adr/0026): these are its old connections");
+}

@@ -110,3 +110,29 @@ fn a_login_that_meta_has_on_record_is_not_taken_up() {
     assert_eq!(touches(&world), []);
     assert!(world.faults().iter().any(|f| f.contains("takes it up")), "{:?}", world.faults());
 }
+
+/// Installed before modes were: a login on disk, no notes, [host] mode by default.
+#[test]
+fn a_host_with_a_login_that_is_evicted_logs_in_anew() {
+    let record = Record { epoch: Epoch(1), scvm: Some(A), released: None, term: Term(1) };
+    let settings = Settings { first_mode: Mode::Dry, ..settings() };
+    let mut world = World::with(settings, record, Found::Ours(storage(A)));
+    world.run(SEC);
+    world.log.clear();
+    world.order(Order::Evicted { from_epoch: Epoch(1), epoch: Epoch(2), reason: "by alice: test".into() });
+    world.run(10 * SEC);
+    assert!(!world.asks().is_empty(), "{:?}", world.faults());
+}
+
+/// `route dry` while the first login is on its way.
+#[test]
+fn who_has_asked_for_a_login_cannot_turn_dry() {
+    let mut world = World::new(Record::default(), Found::None);
+    world.view(&[]);
+    world.run_until_asked(SEC);
+    world.order(Order::Moving { from: None, from_epoch: Epoch(0), to: A, epoch: Epoch(1) });
+    assert_eq!(world.machine.check_mode(Mode::Dry), Err(ModeRefused::OnTheWay));
+    world.order(Order::At { scvm: A, epoch: Epoch(1) });
+    world.run(SEC);
+    assert_eq!(world.machine.check_mode(Mode::Dry), Err(ModeRefused::LoggedIn(A)));
+}

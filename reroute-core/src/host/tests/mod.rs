@@ -8,6 +8,7 @@ mod faults;
 mod moving;
 mod own_address;
 mod random;
+mod returning;
 mod routes;
 mod silence;
 mod sizes;

@@ -110,10 +110,10 @@ fn a_failure_that_is_hinted_at_is_confirmed_quickly() {
     world.run(20 * MS);
     world.facts(A).null_failed = true;
     let before = world.now;
-    world.run(3 * MS);
+    world.run(5 * MS);
     let (at, _) =
         world.log.iter().find(|(_, e)| matches!(e, Effect::Meta(ToMeta::Move { .. }))).expect("asked");
-    assert!(at.since(before) <= 3 * MS, "two replies, whatever the beat: {}", at.since(before));
+    assert!(at.since(before) <= 5 * MS, "two moments of the doubt, whatever the beat: {}", at.since(before));
 }
 
 /// One frame in twenty is lost, each way: no path is left for that.
@@ -169,4 +169,26 @@ fn a_lost_pulse_now_and_then_is_nothing() {
         world.run(30 * MS);
     }
     assert_eq!((world.asks(), world.routes()), (vec![], vec![]));
+}
+
+/// One moment, told by three paths.
+#[test]
+fn one_moment_is_one_word() {
+    let mut world = World::settled();
+    world.facts(A).listening = false;
+    // Until one tick has asked.
+    let pulses = |w: &World| {
+        w.log.iter().filter(|(_, e)| matches!(e, Effect::SendPulse { path, .. } if path.scvm == A)).count()
+    };
+    while pulses(&world) == 0 {
+        world.run(MS);
+    }
+    let at: BTreeSet<u64> = world
+        .log
+        .iter()
+        .filter_map(|(at, e)| matches!(e, Effect::SendPulse { path, .. } if path.scvm == A).then_some(at.0))
+        .collect();
+    assert_eq!(at.len(), 1, "one moment");
+    world.facts(A).listening = true;
+    assert_eq!(world.asks(), []);
 }
