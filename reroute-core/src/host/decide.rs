@@ -189,13 +189,17 @@ impl Machine {
             || !self.meta_is_usable(now)
             || self.undrainable(login.scvm, now).is_some();
         let Some(to) = best(bound.then_some(login.scvm)).or_else(|| best(None)) else { return };
-        // A still better one that will have been well for long enough in a moment: one change instead of two.
+        // A still better one that will have been well for long enough in a moment: one change instead of two. And another
+        // network of the same server needs no move: it is waited for as long again.
+        let patient = self.stable_ns(to, now) < 2 * wait_ns;
         let soon = |p: &Path| {
-            rank(*p, local) < rank(to, local)
+            let (this, that) = (rank(*p, local), rank(to, local));
+            let in_a_moment = this < that && self.stable_ns(*p, now) >= wait_ns / 10 * 9;
+            let same_server = this <= that && p.scvm == login.scvm && to.scvm != login.scvm && patient;
+            (in_a_moment || same_server)
                 && (!bound || p.scvm == login.scvm)
                 && self.pin_allows(*p, here)
                 && fit(p)
-                && self.stable_ns(*p, now) >= wait_ns / 10 * 9
         };
         if self.paths.keys().any(soon) || self.budget.left(now) == 0 {
             return;

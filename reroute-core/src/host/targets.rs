@@ -60,10 +60,14 @@ impl Machine {
         (stuck, rank(path, self.settings.local), at.is_some_and(|at| at != path.scvm), position)
     }
 
-    /// How long path and server have been well without a break.
+    /// How long path and server have been well without a break. The server that serves this host anyway is no better and
+    /// no worse by another network: of that one, the path alone counts.
     pub(super) fn stable_ns(&self, path: Path, now: BootNs) -> u64 {
         let path_since = self.paths.get(&path).and_then(|s| s.healthy_since);
-        let server_since = self.servers.get(&path.scvm).and_then(|s| s.well_since);
+        let server_since = match self.served_by() == Some(path.scvm) {
+            true => path_since,
+            false => self.servers.get(&path.scvm).and_then(|s| s.well_since),
+        };
         match (path_since, server_since) {
             (Some(a), Some(b)) => now.since(a.max(b)),
             _ => 0,

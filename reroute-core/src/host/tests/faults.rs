@@ -54,6 +54,64 @@ fn own_storage_network_dead_means_management_and_back() {
     assert_eq!(world.routes(), [management(A), storage(A)]);
 }
 
+/// On the management network, while the storage network has been back for `back_ns`.
+fn on_the_way_back(back_ns: u64) -> World {
+    let mut world = World::settled();
+    world.down.extend([storage(A), storage(B), storage(C)]);
+    world.run(200 * MS);
+    world.down.clear();
+    world.run(back_ns);
+    assert_eq!((world.asks(), world.routes()), (vec![], vec![management(A)]));
+    world
+}
+
+#[test]
+fn a_busy_moment_on_the_way_back_is_no_reason_for_another_server() {
+    for at in [500, 1500, 2500] {
+        let mut world = on_the_way_back(at * MS);
+        world.facts(A).silent = true;
+        world.run(50 * MS);
+        world.facts(A).silent = false;
+        world.run((3250 - at) * MS);
+        assert_eq!(world.routes(), [management(A), storage(A)], "it is as busy by either network");
+        world.run(10 * SEC);
+        assert_eq!((world.asks(), world.routes().len()), (vec![], 2), "busy after {at} ms");
+    }
+}
+
+#[test]
+fn a_gap_on_the_way_back_is_no_reason_for_another_server() {
+    for at in [500, 1500, 2500] {
+        let mut world = on_the_way_back(at * MS);
+        world.down.insert(storage(A));
+        world.run(40 * MS);
+        world.down.clear();
+        world.run(2900 * MS);
+        assert_eq!(world.routes(), [management(A)], "well for the hold-down, from the gap on");
+        world.run(10 * SEC);
+        assert_eq!((world.asks(), world.routes()), (vec![], vec![management(A), storage(A)]), "{at} ms");
+    }
+}
+
+/// Its storage path is well now and then: another server's is better than none.
+#[test]
+fn gaps_without_end_are_a_reason_for_another_server() {
+    let mut world = on_the_way_back(500 * MS);
+    world.facts(A).in_progress = 1;
+    let from = world.now;
+    while world.asks().is_empty() {
+        world.down.insert(storage(A));
+        world.run(40 * MS);
+        world.down.clear();
+        world.run(960 * MS);
+        assert!(world.now.since(from) <= 9 * SEC);
+    }
+    assert_eq!(world.routes(), [management(A)]);
+    let (to, planned, _) = ask(&world.asks()[0]);
+    assert_eq!((to, planned), (second(), true));
+    assert!(world.now.since(from) >= 5 * SEC);
+}
+
 /// The storage network dies under load, and just then two or three pulses by management are lost or late.
 #[test]
 fn a_stutter_of_management_is_no_reason_to_leave_the_server() {
