@@ -152,8 +152,10 @@ impl SessionMaster {
                 fit.retain(|p| rank(*p, local) < rank(place, local) && stable(p.scvm));
             }
         }
-        // The first of its rank in the host's own order.
-        fit.into_iter().min_by_key(|p| rank(*p, local))
+        // Whoever is in doubt may be about to be lost: a host that was sent there waits for its TCP to try again. Then the
+        // first of its rank in the host's own order.
+        let doubtful = |p: &Path| self.sessions.get(&p.scvm).is_none_or(|s| s.state != SessionState::Alive);
+        fit.into_iter().min_by_key(|p| (doubtful(p), rank(*p, local)))
     }
 
     /// Whose next hops may be replaced: the server that is left, the one of the login, and whoever cannot take a host.

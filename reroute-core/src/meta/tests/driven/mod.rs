@@ -195,6 +195,29 @@ fn without_a_fit_target_the_route_stays() {
     w.until("driven", 2 * SEC, |w| w.hop == Some(Ipv4Addr::new(10, 1, 0, 3)));
 }
 
+/// Its links go one after the other: it has told of the first, and can tell of no more.
+#[test]
+fn one_that_is_in_doubt_is_gone_to_only_if_nobody_is_well() {
+    for (doubtful, other) in [(B, C), (C, B)] {
+        let mut w = at_home();
+        w.scvm(doubtful).health.no_carrier = vec![Network::Management];
+        w.run(200 * MS);
+        w.scvm(doubtful).up = false;
+        w.scvm(A).health.process_alive = false;
+        w.until("driven", 2 * SEC, |w| w.hop != Some(hop(A)));
+        w.run(2 * SEC);
+        let to: Vec<Path> = w.wanted().into_iter().map(|(to, ..)| to).collect();
+        assert_eq!(to, [by_storage(other)]);
+        assert!(w.changes.iter().all(|(_, _, to)| *to == hop(other)), "{:?}", w.changes);
+    }
+    let mut w = at_home();
+    w.scvm(B).health.no_carrier = vec![Network::Management];
+    w.scvm(C).health.listening = false;
+    w.run(200 * MS);
+    w.scvm(A).health.process_alive = false;
+    w.until("driven", 2 * SEC, |w| w.hop == Some(hop(B)));
+}
+
 #[test]
 fn a_drained_server_is_left_and_not_returned_to() {
     let mut w = at_home();
