@@ -1,6 +1,6 @@
 //! Sweeps over real wires: who answers, and what is wrong by name.
 
-use lab::many::{HERE, Many, WIRE, address};
+use lab::many::{Many, WIRE, address};
 use reroute_agent::sweep::{Options, Report, arp, sweep};
 use reroute_core::ids::MS;
 use reroute_core::sweep::{Diagnosis, LinkFacts, Outcome, Settings, diagnose};
@@ -18,8 +18,7 @@ fn run(many: &Many, addresses: &[Ipv4Addr]) -> Report {
 /// What a sweep and ARP together say of one address.
 fn finding(many: &Many, address: Ipv4Addr, on_link: bool) -> Diagnosis {
     let outcome = run(many, &[address]).outcomes[0];
-    let found =
-        many.here.run(|| arp::who_has(WIRE, HERE, &[address], 100 * MS)).expect("namespace").expect("ARP");
+    let found = many.here.run(|| arp::who_has(WIRE, &[address], 100 * MS)).expect("namespace").expect("ARP");
     diagnose(outcome, &LinkFacts { on_link, macs: found.get(&address).cloned().unwrap_or_default() })
 }
 

@@ -257,7 +257,7 @@ fn host_facts(config: &Config, host: &config::Host, net: &Net) -> anyhow::Result
         protocol: host.route_protocol,
         routes: routes.and_then(|mut table| table.read().map_err(|e| e.to_string())),
         hops: config.cluster.scvms.iter().flat_map(|s| [s.storage, s.management]).collect(),
-        paths: paths::look(&config.cluster, host, entry, &net.nics, &net.addresses),
+        paths: paths::look(&config.cluster, host, &net.nics, &net.addresses),
         hypervisor: host.hypervisor.as_ref().map(hypervisor),
     })
 }

@@ -1,7 +1,7 @@
 //! The way to every SCVM, by storage and by management: a sweep of full echoes, and who answers by ARP.
 
 use super::facts::{Known, PathFound};
-use crate::config::{Cluster, Host, HostEntry};
+use crate::config::{Cluster, Host};
 use crate::netlink::nic::{Address, Nic};
 use crate::sweep::{Options, arp, sweep};
 use reroute_core::ids::{MS, Network};
@@ -16,7 +16,6 @@ const LISTEN_NS: u64 = 200 * MS;
 pub(super) fn look(
     cluster: &Cluster,
     host: &Host,
-    node: &HostEntry,
     nics: &BTreeMap<String, Nic>,
     own: &[Address],
 ) -> Vec<PathFound> {
@@ -30,8 +29,7 @@ pub(super) fn look(
             .collect();
         let found = nics.get(name).map(|nic| {
             let outcomes = echo(name, nic, &addresses);
-            let macs =
-                arp::who_has(name, node.address(network), &addresses, LISTEN_NS).map_err(|e| e.to_string());
+            let macs = arp::who_has(name, &addresses, LISTEN_NS).map_err(|e| e.to_string());
             (nic.index, outcomes, macs)
         });
         let one = |i: usize, address: Ipv4Addr| -> Known<_> {

@@ -10,8 +10,7 @@ const LISTEN_NS: u64 = 200 * MS;
 
 /// Blocks. Errors, in words: why nobody could be asked.
 pub fn claims(interface: &str, address: Ipv4Addr) -> Result<Claims, String> {
-    // In nobody's name: nobody learns anything from the question, nor this kernel from the answer.
-    let found = arp::who_has(interface, Ipv4Addr::UNSPECIFIED, &[address], LISTEN_NS)
+    let found = arp::who_has(interface, &[address], LISTEN_NS)
         .map_err(|error| format!("ARP on {interface}: {error}"))?;
     Ok(Claims { address: address.into(), macs: found.into_values().flatten().collect() })
 }

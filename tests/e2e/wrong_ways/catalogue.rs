@@ -151,7 +151,7 @@ fn a_second_station_answers_for_an_address_until_it_goes() {
     let lab = Lab::start(Options::named("twin").without_agents()).expect("lab");
     let (host, scvm) = (Node::Host(1), Node::Scvm(1));
     let answer = || {
-        let ask = || arp::who_has("sto0", host.storage(), &[scvm.storage(), host.storage()], 200 * MS);
+        let ask = || arp::who_has("sto0", &[scvm.storage(), host.storage()], 200 * MS);
         let found = lab.namespace("host1").expect("namespace").run(ask).expect("enter").expect("ARP");
         (found.get(&scvm.storage()).map_or(0, |m| m.len()), found.get(&host.storage()).map_or(0, |m| m.len()))
     };
