@@ -55,6 +55,7 @@ impl Config {
             esxi.check().map_err(named)?;
         }
         self.check_addresses()?;
+        self.check_esxi_addresses()?;
         if let Some(hypervisor) = self.host.as_ref().and_then(|h| h.hypervisor.as_ref()) {
             hypervisor.check().map_err(|(key, why)| self.bad(format!("host.hypervisor.{key}"), why))?;
         }
@@ -152,8 +153,8 @@ impl Config {
         }
     }
 
-    /// An address stands for one node: two that claim it could be taken for each other.
-    fn check_addresses(&self) -> Result<(), ConfigError> {
+    /// Of every node, with its name.
+    fn addresses(&self) -> impl Iterator<Item = (Ipv4Addr, &String)> {
         let c = &self.cluster;
         let hosts = c.hosts.iter().flat_map(|h| [(h.storage, &h.name), (h.management, &h.name)]);
         let clients = c
@@ -161,8 +162,14 @@ impl Config {
             .iter()
             .flat_map(|x| x.storage.into_iter().chain(x.management).map(move |address| (address, &x.name)));
         let scvms = c.scvms.iter().flat_map(|s| [(s.storage, &s.name), (s.management, &s.name)]);
+        hosts.chain(clients).chain(scvms)
+    }
+
+    /// An address stands for one node: two that claim it could be taken for each other.
+    fn check_addresses(&self) -> Result<(), ConfigError> {
+        let c = &self.cluster;
         let mut seen: Vec<(Ipv4Addr, &String)> = Vec::new();
-        for (address, name) in hosts.chain(clients).chain(scvms) {
+        for (address, name) in self.addresses() {
             if let Some((_, other)) = seen.iter().find(|(a, _)| *a == address) {
                 let why = format!(
                     "{address} is claimed by both {other} and {name}: packets from it could be either's; correct \
@@ -180,6 +187,43 @@ impl Config {
                 return Err(self.bad("cluster", why));
             }
             seen.push((address, name));
+        }
+        Ok(())
+    }
+
+    /// Who is logged in to has its next hop changed: that must be the host which the entry names. An address and port
+    /// may lead to one host only; an address of the cluster, to its own node.
+    fn check_esxi_addresses(&self) -> Result<(), ConfigError> {
+        let c = &self.cluster;
+        let mut seen: Vec<(Ipv4Addr, u16, &String)> = Vec::new();
+        for (h, esxi) in c.hosts.iter().filter_map(|h| Some((h, h.esxi.as_ref()?))) {
+            let (address, port) = (esxi.address, esxi.port);
+            let bad = |why: String| Err(self.bad("cluster.hosts.esxi.address", why));
+            if let Some((.., other)) = seen.iter().find(|(a, p, _)| (*a, *p) == (address, port)) {
+                return bad(format!(
+                    "{address} port {port} is the login of both {other} and {}: one's next hop would be changed for \
+                     the other's; give each its own",
+                    h.name
+                ));
+            }
+            if let Some((_, other)) = self.addresses().find(|(a, other)| *a == address && **other != h.name) {
+                return bad(format!(
+                    "{address}, the login of {}, is an address of {other}: give {} its own management address",
+                    h.name, h.name
+                ));
+            }
+            let of_no_host = match address {
+                a if a == c.service_address => Some("the service address"),
+                a if c.hosts.iter().any(|h| h.private == a) => Some("a private address of hosts"),
+                _ => None,
+            };
+            if let Some(what) = of_no_host {
+                return bad(format!(
+                    "{address}, the login of {}, is {what}: give it its own management address",
+                    h.name
+                ));
+            }
+            seen.push((address, port, &h.name));
         }
         Ok(())
     }

@@ -127,3 +127,27 @@ fn a_login_to_an_esxi_host_holds_nothing_a_shell_or_ssh_would_read_otherwise() {
         assert!(words.iter().all(|w| error.contains(w)), "{words:?} in {error}");
     }
 }
+
+#[test]
+fn a_login_leads_to_the_host_it_is_of_and_to_no_other() {
+    let at = |address: &str| ESXI.replace("10.1.0.12", address);
+    let hosts = |second: &str, third: &str| {
+        [host(1, "10.0.0.11", ""), host(2, "10.0.0.12", second), host(3, "10.0.0.13", third)]
+    };
+    load(&hosts(&at("10.1.0.12"), &at("10.1.0.13"))).unwrap();
+    // A third network; and two hosts behind one address that forwards ports.
+    load(&hosts(&at("10.2.0.1"), &at("10.2.0.1").replace("user =", "port = 2022, user ="))).unwrap();
+    for (second, third, words) in [
+        (at("10.2.0.1"), at("10.2.0.1"), ["10.2.0.1 port 22", "both h2 and h3", "each its own"]),
+        (at("10.1.0.1"), at("10.1.0.13"), ["10.1.0.1", "address of s1", "its own management"]),
+        (at("10.0.0.1"), at("10.1.0.13"), ["10.0.0.1", "address of s1", "its own management"]),
+        (at("10.1.0.11"), at("10.1.0.13"), ["10.1.0.11", "address of h1", "its own management"]),
+        (at("10.1.0.13"), "agent = false".into(), ["10.1.0.13", "address of h3", "its own management"]),
+        (at("192.168.33.2"), at("10.1.0.13"), ["192.168.33.2", "h2", "service address"]),
+        (at("192.168.33.1"), at("10.1.0.13"), ["192.168.33.1", "h2", "private address"]),
+    ] {
+        let error = load(&hosts(&second, &third)).unwrap_err();
+        assert!(error.contains("cluster.hosts.esxi.address"), "{error}");
+        assert!(words.iter().all(|w| error.contains(w)), "{words:?} in {error}");
+    }
+}
