@@ -23,24 +23,18 @@ pub struct Journal {
 /// Entries that may wait for the disk.
 const QUEUE: usize = 4096;
 
-/// The file, and how long its whole lines are.
-struct Lines {
-    file: File,
-    length: u64,
-}
-
-impl Lines {
-    fn append(&mut self, entry: &Entry) -> std::io::Result<()> {
-        let mut line = serde_json::to_vec(entry)?;
-        line.push(b'\n');
-        let written = self.file.write_all(&line);
-        match written {
-            Ok(()) => self.length += line.len() as u64,
-            // A disk takes what it has room for. Half a line would spoil the next one.
-            Err(_) => self.file.set_len(self.length)?,
-        }
-        written
+/// Appends a whole line, or nothing.
+fn append(mut file: &File, entry: &Entry) -> std::io::Result<()> {
+    let mut line = serde_json::to_vec(entry)?;
+    line.push(b'\n');
+    // Looked at each time: others cut this file (logrotate's copytruncate).
+    let length = file.metadata()?.len();
+    let written = file.write_all(&line);
+    if written.is_err() {
+        // A disk takes what it has room for. Half a line would spoil the next one.
+        file.set_len(length)?;
     }
+    written
 }
 
 impl Journal {
@@ -48,13 +42,12 @@ impl Journal {
     pub fn open(dir: &Path, node: &str) -> std::io::Result<Journal> {
         std::fs::create_dir_all(dir)?;
         let file = OpenOptions::new().create(true).append(true).open(dir.join("journal.jsonl"))?;
-        let mut lines = Lines { length: file.metadata()?.len(), file };
         let (queue, entries) = mpsc::sync_channel::<Entry>(QUEUE);
         let lost = Arc::new(AtomicU64::new(0));
         let lost_by_disk = lost.clone();
         std::thread::Builder::new().name("journal".into()).spawn(move || {
             for entry in entries {
-                if let Err(error) = lines.append(&entry) {
+                if let Err(error) = append(&file, &entry) {
                     lost_by_disk.fetch_add(1, Ordering::Relaxed);
                     tracing::warn!(%error, "journal entry lost");
                 }
@@ -78,5 +71,29 @@ impl Journal {
     /// Entries lost to a full queue or a failing disk.
     pub fn lost(&self) -> u64 {
         self.lost.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use super::*;
+    use crate::meta::testing::small_disk;
+    #[test]
+    fn a_file_that_others_have_cut_is_not_made_long_again() {
+        small_disk(16, |disk| {
+            let path = disk.join("journal.jsonl");
+            let file = OpenOptions::new().create(true).append(true).open(&path).unwrap();
+            let event = Event::SocketsReset { count: 1 };
+            let entry = Entry { at: BootNs(1), node: "n".into(), event };
+            while append(&file, &entry).is_ok() {}
+            let text = std::fs::read_to_string(&path).unwrap();
+            assert!(text.ends_with("}\n"), "whole lines");
+            // As `: > journal.jsonl`, and something else takes the room.
+            std::fs::write(&path, "").unwrap();
+            std::fs::write(disk.join("other"), [1; 17 * 1024]).unwrap_err();
+            append(&file, &entry).unwrap_err();
+            assert_eq!(std::fs::metadata(&path).unwrap().len(), 0, "no hole");
+        });
     }
 }

@@ -26,6 +26,28 @@ impl Drop for Dir {
     }
 }
 
+/// A file system of so many KiB that ends with the test and that no other one sees. Needs root.
+#[allow(unsafe_code)]
+pub fn small_disk(kib: u32, test: impl FnOnce(&Path) + Send) {
+    let dir = Dir::new("disk");
+    let mount = |arguments: &[&str]| {
+        let status = std::process::Command::new("mount").args(arguments).status().unwrap();
+        assert!(status.success(), "mount {arguments:?}");
+    };
+    let on_it = || {
+        // SAFETY: CLONE_NEWNS shares or unshares no file descriptors, and only this thread moves.
+        unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS) }.unwrap();
+        mount(&["--make-rprivate", "/"]);
+        mount(&["-t", "tmpfs", "-o", &format!("size={kib}k"), "small", &dir.path().to_string_lossy()]);
+        test(dir.path());
+    };
+    std::thread::scope(|scope| {
+        if let Err(panic) = scope.spawn(on_it).join() {
+            std::panic::resume_unwind(panic);
+        }
+    });
+}
+
 /// A port nobody listens on.
 pub fn free_port() -> u16 {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
