@@ -11,11 +11,12 @@ use rustix::process::{Resource, getrlimit};
 use rustix::thread::CapabilitySet;
 use std::error::Error;
 
-pub(super) fn machine() -> Machine {
-    let held =
-        rustix::thread::capabilities(None).map(|sets| sets.effective).unwrap_or(CapabilitySet::empty());
+/// What the agent needs and `held` has not.
+fn lacks(held: CapabilitySet) -> Vec<String> {
     let needed = [
         ("CAP_NET_ADMIN", CapabilitySet::NET_ADMIN),
+        // Hosts: sizes of the path, who else has their address. SCVMs: that too, resets, asking a peer.
+        ("CAP_NET_RAW", CapabilitySet::NET_RAW),
         ("CAP_BPF", CapabilitySet::BPF),
         ("CAP_PERFMON", CapabilitySet::PERFMON),
         ("CAP_SYS_NICE", CapabilitySet::SYS_NICE),
@@ -27,9 +28,15 @@ pub(super) fn machine() -> Machine {
         let covered = all_powerful && (*one == CapabilitySet::BPF || *one == CapabilitySet::PERFMON);
         !held.contains(*one) && !covered
     });
+    lacks.map(|(name, _)| name.to_string()).collect()
+}
+
+pub(super) fn machine() -> Machine {
+    let held =
+        rustix::thread::capabilities(None).map(|sets| sets.effective).unwrap_or(CapabilitySet::empty());
     Machine {
         kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
-        lacks: lacks.map(|(name, _)| name.to_string()).collect(),
+        lacks: lacks(held),
         lockdown: lockdown(),
         clock_source: line("/sys/devices/system/clocksource/clocksource0/current_clocksource"),
         fifo: realtime::allowed().map_err(|e| format!("{e:#}")),
@@ -95,6 +102,15 @@ fn chain(error: &dyn Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_capability_that_is_missing_is_named() {
+        assert_eq!(lacks(CapabilitySet::all()), [""; 0]);
+        assert_eq!(lacks(CapabilitySet::all() - CapabilitySet::NET_RAW), ["CAP_NET_RAW"]);
+        let powerful = CapabilitySet::all() - CapabilitySet::BPF - CapabilitySet::PERFMON;
+        assert_eq!(lacks(powerful), [""; 0], "CAP_SYS_ADMIN covers them");
+        assert_eq!(lacks(powerful - CapabilitySet::SYS_ADMIN), ["CAP_BPF", "CAP_PERFMON"]);
+    }
 
     /// The tests of the programs need all of it too.
     #[test]
