@@ -7,6 +7,8 @@
 use crate::ids::BootNs;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use std::io::BufRead;
+use std::ops::ControlFlow;
 
 /// Of the format of the lines; not of the machines, which differ from release to release.
 pub const VERSION: u32 = 1;
@@ -41,6 +43,10 @@ enum Line<S, I> {
     Lost {
         lines: u64,
     },
+    /// The recording was ended here, and the machine went on.
+    Ended {
+        why: String,
+    },
 }
 
 /// Why a recording cannot be replayed.
@@ -62,6 +68,10 @@ pub enum ReplayError {
     StartedAgain { line: usize },
     #[error("line {line}: {lost} lines were lost when this was recorded: nothing after them can be replayed")]
     Lost { line: usize, lost: u64 },
+    #[error("line {line}: the recording was ended there: {why}; what came after is not known")]
+    Ended { line: usize, why: String },
+    #[error("line {line} cannot be read: {source}")]
+    Unreadable { line: usize, source: std::io::Error },
 }
 
 /// One input told again.
@@ -103,6 +113,10 @@ pub fn lost_line(lines: u64) -> String {
     serde_json::json!({ "lost": { "lines": lines } }).to_string()
 }
 
+pub fn ended_line(why: &str) -> String {
+    serde_json::json!({ "ended": { "why": why } }).to_string()
+}
+
 /// The role a recording is of, by its first line.
 ///
 /// # Errors
@@ -117,33 +131,52 @@ pub fn role(first: &str) -> Result<String, ReplayError> {
     }
 }
 
-/// Tells a fresh machine everything again; `told` hears of each input. Returns the machine as it stands then.
+/// Tells a fresh machine everything again, line by line; `told` hears of each input, and may stop it. Returns the machine
+/// as it stands then.
 ///
 /// # Errors
 /// The first line that cannot be replayed; everything before it was.
-pub fn replay<M: Machine>(text: &str, mut told: impl FnMut(&M, Told<'_, M>)) -> Result<M, ReplayError> {
-    // Whoever is killed leaves half a line.
-    let whole = text.rfind('\n').map_or(text, |end| &text[..end]);
-    let mut lines = whole.lines().enumerate().map(|(i, line)| (i + 1, line)).filter(|(_, l)| !l.is_empty());
-    let (_, first) = lines.next().ok_or(ReplayError::Empty)?;
-    let found = role(first)?;
+pub fn replay<M: Machine>(
+    mut recording: impl BufRead,
+    mut told: impl FnMut(&M, Told<'_, M>) -> ControlFlow<()>,
+) -> Result<M, ReplayError> {
+    let mut line = 0;
+    let mut next = || -> Result<Option<(usize, String)>, ReplayError> {
+        loop {
+            line += 1;
+            let mut text = String::new();
+            recording.read_line(&mut text).map_err(|source| ReplayError::Unreadable { line, source })?;
+            // Whoever is killed leaves half a line.
+            if text.is_empty() || (line > 1 && !text.ends_with('\n')) {
+                return Ok(None);
+            }
+            if !text.trim_end().is_empty() {
+                return Ok(Some((line, text)));
+            }
+        }
+    };
+    let (_, first) = next()?.ok_or(ReplayError::Empty)?;
+    let found = role(&first)?;
     if found != M::ROLE {
         return Err(ReplayError::Role { found, expected: M::ROLE });
     }
     let parse = |line: usize, text: &str| -> Result<Line<M::Start, M::Input>, ReplayError> {
         serde_json::from_str(text).map_err(|source| ReplayError::Syntax { line, source })
     };
-    let Line::Started { now, start, .. } = parse(1, first)? else { return Err(ReplayError::NoStart) };
+    let Line::Started { now, start, .. } = parse(1, &first)? else { return Err(ReplayError::NoStart) };
     let mut machine = M::begin(start, now);
-    for (line, text) in lines {
-        match parse(line, text)? {
+    while let Some((line, text)) = next()? {
+        match parse(line, &text)? {
             Line::Input { now, input, effects: recorded } => {
                 let effects = machine.take(input, now);
                 let differs = digest::<M>(&effects).ok() != Some(recorded);
-                told(&machine, Told { line, now, effects: &effects, differs });
+                if told(&machine, Told { line, now, effects: &effects, differs }).is_break() {
+                    break;
+                }
             }
             Line::Started { .. } => return Err(ReplayError::StartedAgain { line }),
             Line::Lost { lines } => return Err(ReplayError::Lost { line, lost: lines }),
+            Line::Ended { why } => return Err(ReplayError::Ended { line, why }),
         }
     }
     Ok(machine)
@@ -195,10 +228,11 @@ mod tests {
 
     fn differences(text: &str) -> Result<Vec<usize>, ReplayError> {
         let mut lines = Vec::new();
-        replay::<Counter>(text, |_, told| {
+        replay::<Counter>(text.as_bytes(), |_, told| {
             if told.differs {
                 lines.push(told.line);
             }
+            ControlFlow::Continue(())
         })?;
         Ok(lines)
     }
@@ -208,8 +242,11 @@ mod tests {
         let text = recorded(&["a", "b\"{}", "c"]);
         assert_eq!(role(text.lines().next().unwrap()).unwrap(), "counter");
         assert_eq!(differences(&text).unwrap(), Vec::<usize>::new());
-        let machine = replay::<Counter>(&text, |_, _| {}).unwrap();
+        let machine = replay::<Counter>(text.as_bytes(), |_, _| ControlFlow::Continue(())).unwrap();
         assert_eq!(machine.words, 8);
+        // As far as somebody listens.
+        let machine = replay::<Counter>(text.as_bytes(), |_, _| ControlFlow::Break(())).unwrap();
+        assert_eq!(machine.words, 6);
     }
 
     #[test]
@@ -228,6 +265,8 @@ mod tests {
         assert!(why(&text.replacen("counter", "host", 1)).contains("recorded by role host"));
         assert!(why(&text.replacen("\"version\":1", "\"version\":2", 1)).contains("format 2"));
         assert!(why(&format!("{text}{}\n", lost_line(7))).contains("line 4: 7 lines were lost"));
+        let ended = why(&format!("{text}{}\n", ended_line("it is long enough")));
+        assert!(ended.contains("line 4: the recording was ended there: it is long enough"), "{ended}");
         assert!(why(&format!("{text}{}\n", lines[0])).contains("line 4: another start"));
         assert!(why(&text.replacen("\"input\"", "\"inputs\"", 1)).starts_with("line 2: "));
         assert_eq!(differences(&text[..text.len() - 3]).unwrap(), Vec::<usize>::new(), "half a line is none");
