@@ -1,17 +1,11 @@
 //! What operators and monitors see, on a lab with traffic: status, flows, metrics; and what forgers are counted as.
 
 use crate::support::*;
+pub use lab::handle::sample;
 use lab::{Lab, Options, wait_for};
 
 pub fn metrics(lab: &Lab, node: &str) -> anyhow::Result<String> {
     lab.metrics(node)
-}
-
-/// The value of the first sample whose line starts with `name` and contains every one of `labels`.
-pub fn sample(text: &str, name: &str, labels: &[&str]) -> Option<f64> {
-    text.lines()
-        .filter(|l| l.starts_with(name) && labels.iter().all(|x| l.contains(x)))
-        .find_map(|l| l.rsplit(' ').next()?.parse().ok())
 }
 
 #[test]

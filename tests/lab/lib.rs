@@ -9,7 +9,7 @@
 //! | [`topology`] | nodes, addresses, links |
 //! | [`supervisor`] | what runs inside: namespaces, servers, agents, processes |
 //! | [`faults`] | what can be broken, what mends it, and what it leads to |
-//! | [`load`] | processes that are a burden |
+//! | [`load`], [`burden`] | processes that are a burden, and whether it is felt |
 //! | [`wall_clock`] | a process whose wall clock steps |
 //! | [`hypervisor`] | a stand-in for `xl` |
 //! | [`wire`] | links that lose, delay or keep frames |
@@ -20,6 +20,7 @@
 //! | [`many`] | a wire with many addresses, for sweeps |
 //! | [`figures`] | percentiles and the files of benchmarks |
 
+pub mod burden;
 pub mod chaos;
 pub mod control;
 pub mod demo;

@@ -47,6 +47,37 @@ impl Lab {
         self.namespace(node)?.run(ask)?
     }
 
+    /// An operator wants `host` at `scvm`, or (None) where its policy puts it. Returns when it is asked for.
+    fn want(&self, host: u32, scvm: Option<u32>) -> anyhow::Result<()> {
+        let (host, scvm) = (Node::Host(host).to_string(), scvm.map(|i| Node::Scvm(i).to_string()));
+        let args = scvm.as_ref().map_or(vec!["route", "auto"], |scvm| vec!["route", "set", scvm]);
+        let out = self.agent(&host, &args)?;
+        if !out.status.success() {
+            bail!("{} on {host}: {}", args.join(" "), String::from_utf8_lossy(&out.stderr).trim());
+        }
+        Ok(())
+    }
+
+    /// Has `host` served by `scvm` until [`Lab::unpin`]. Returns when it is, by the storage network.
+    pub fn pin(&self, host: u32, scvm: u32, within: Duration) -> anyhow::Result<()> {
+        self.want(host, Some(scvm))?;
+        let due = Node::Scvm(scvm).storage().to_string();
+        wait_for("the host at the SCVM that is wanted", within, || {
+            let (login, hop) = (self.login(host)?, self.next_hop(host)?);
+            if login.is_none_or(|(at, _)| at != ScvmId(scvm)) || hop.as_deref() != Some(due.as_str()) {
+                bail!(
+                    "host{host} is logged in at {login:?} and routes by {hop:?}, not at scvm{scvm} by {due}"
+                );
+            }
+            Ok(())
+        })
+        .map_err(|e| self.explain(e))
+    }
+
+    pub fn unpin(&self, host: u32) -> anyhow::Result<()> {
+        self.want(host, None)
+    }
+
     /// What `reroute-agent status` prints on a node.
     pub fn status_text(&self, node: &str) -> anyhow::Result<String> {
         let out = self.agent(node, &["status"])?;
@@ -145,6 +176,13 @@ impl Lab {
         let (node, what) = process.split_once('/').context("node/what")?;
         Ok(std::fs::read_to_string(self.root().join(node).join("log").join(format!("{what}.log")))?)
     }
+}
+
+/// The value of the first sample of a text of metrics whose line starts with `name` and contains all of `labels`.
+pub fn sample(text: &str, name: &str, labels: &[&str]) -> Option<f64> {
+    text.lines()
+        .filter(|l| l.starts_with(name) && labels.iter().all(|x| l.contains(x)))
+        .find_map(|l| l.rsplit(' ').next()?.parse().ok())
 }
 
 /// What keeps the lab from being healthy.

@@ -4,6 +4,7 @@
 mod agents;
 mod writer;
 
+pub use agents::sample;
 pub use writer::{Gap, Report, Writer};
 
 use crate::control::{self, Injected, ProcessStatus, Request, Spec, Status};
