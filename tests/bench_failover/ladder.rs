@@ -1,15 +1,18 @@
-//! The ladder: faults that must move nothing, close no admission and kill no server, each for a while under a writer.
+//! The ladder: faults that must move nothing, close no admission and kill no server, each for a while under writers on
+//! all hosts. A rung says something only where the fault was felt: a burden that costs nothing, and a client that is
+//! not stuck, are no figures.
 
 use crate::ours::{HEALTHY, learnt};
 use crate::rows::{Kept, Rung, ladder_table};
 use crate::trial::{WRITER, flows};
 use anyhow::{Context, bail};
+use lab::burden::Burden;
 use lab::demo::progress::Progress;
 use lab::faults::outcomes::{OUTCOMES, Outcome, Then};
 use lab::faults::{Action, Fault};
 use lab::options::{Options, ServerKind};
 use lab::topology::{Node, PAIRS};
-use lab::{Lab, wait_for};
+use lab::{Lab, Writer, wait_for};
 use reroute_agent::clock;
 use reroute_core::ids::{BootNs, FencePolicy};
 use reroute_core::timeline::{Entry, Event};
@@ -20,6 +23,22 @@ use std::time::{Duration, Instant};
 const ANEW: Duration = Duration::from_secs(12);
 const SOON: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_millis(200);
+/// Of host2 and host3, which share the CPUs with host1's.
+const OTHERS: &[&str] = &[
+    "--outstanding",
+    "4",
+    "--interval-us",
+    "3000",
+    "--max-bytes",
+    "4194304",
+    "--max-seconds",
+    "86400",
+    "--expect-damage",
+];
+/// A client that is served by the same server as the one that is wedged: a server that serves nobody is another fault.
+const SECOND: u32 = 2;
+/// A wedged client writes nothing for so long at least, before its connection is reset.
+const STUCK: Duration = Duration::from_secs(1);
 /// Why the kernel drops packets of a client that it served.
 const CLOSED: [&str; 2] = ["not_admitted", "lease_expired"];
 
@@ -80,13 +99,22 @@ fn rung(
     phase("starting 3 hosts, 3 SCVMs, and Meta");
     let lab = Lab::start(options)?;
     lab.wait_healthy(HEALTHY)?;
-    let writer = lab.writer(1, 1, WRITER)?;
+    let wedged = fault.action == Action::Wedge;
+    if wedged {
+        lab.pin(SECOND, 1, SOON)?;
+    }
+    let writers = writers(&lab)?;
     if learn {
         phase("the writer's latency is learnt");
         learnt(&lab)?;
     }
-    wait_for("writes that flow", SOON, || if flows(&writer)? { Ok(()) } else { bail!("they do not") })?;
+    all_flow(&writers)?;
     let before = closed(&lab)?;
+    let target = outcome.targets()?.into_iter().next().context("nowhere to strike")?;
+    let mut burden = match fault.action {
+        Action::Load(load) => Some(Burden::before(&lab, fault.name, load, &target)?),
+        _ => None,
+    };
     phase("it stands");
     let begun = Instant::now();
     let end = begun + Duration::from_secs(seconds);
@@ -95,32 +123,71 @@ fn rung(
     while Instant::now() < end {
         std::thread::sleep(LOOK.min(end.saturating_duration_since(Instant::now())));
         lab.status().context("the lab has ended")?;
-        if matches!(fault.action, Action::Load(_)) && laid_on.elapsed() >= ANEW && Instant::now() < end {
+        if let Some(burden) = &mut burden
+            && laid_on.elapsed() >= ANEW
+            && Instant::now() < end
+        {
+            burden.count(&lab)?;
             lab.heal()?;
             strike(&lab, outcome)?;
             laid_on = Instant::now();
         }
     }
     let over = clock::now();
+    let stood = begun.elapsed();
+    if let Some(burden) = &mut burden {
+        burden.count(&lab)?;
+    }
     lab.heal()?;
     phase("healed");
-    wait_for("writes that flow", SOON, || if flows(&writer)? { Ok(()) } else { bail!("they do not") })
-        .map_err(|error| lab.explain(error))?;
+    all_flow(&writers).map_err(|error| lab.explain(error))?;
     // Agents that were down say what has become of them.
     let after = wait_for("every SCVM's counts", SOON, || closed(&lab))?;
     let journal = lab.journal()?;
-    let gap = writer.gap(at, Some(over))?;
-    writer.stop()?;
+    let gaps: Vec<Duration> = writers
+        .iter()
+        .map(|w| Ok(Duration::from_nanos(w.gap(at, Some(over))?.longest_gap_ns)))
+        .collect::<anyhow::Result<_>>()?;
+    let gap = longest_gap(wedged, &gaps)?;
+    if let Some(burden) = burden {
+        progress.say(&format!("{}: {}", fault.name, burden.felt(stood)?));
+    }
+    for writer in writers {
+        writer.stop()?;
+    }
     let dropped =
         after.iter().filter(|(of, count)| **count > before.get(*of).copied().unwrap_or(0.0)).count();
     Ok(Rung {
         fault: outcome.fault.into(),
         seconds,
         moves: count(&journal, at, |e| matches!(e, Event::MoveRecorded { .. } | Event::RouteReplaced { .. })),
-        max_gap_ms: gap.longest_gap_ns as f64 / 1e6,
+        max_gap_ms: gap.as_secs_f64() * 1e3,
         admission_closed: count(&journal, at, |e| matches!(e, Event::Fenced { .. })) + dropped as u64,
         servers_killed: servers_killed(&journal, at),
     })
+}
+
+/// One on every host, host1's first.
+fn writers(lab: &Lab) -> anyhow::Result<Vec<Writer<'_>>> {
+    (1..=PAIRS)
+        .map(|host| lab.writer(host, u64::from(host), if host == 1 { WRITER } else { OTHERS }))
+        .collect()
+}
+
+fn all_flow(writers: &[Writer<'_>]) -> anyhow::Result<()> {
+    wait_for("writes that flow", SOON, || match writers.iter().map(flows).collect::<Result<Vec<_>, _>>()? {
+        flow if flow.iter().all(|flows| *flows) => Ok(()),
+        flow => bail!("by host they do: {flow:?}"),
+    })
+}
+
+/// Of all writers; where host1's is wedged, of the others: that it stands still is the fault itself, and must be.
+fn longest_gap(wedged: bool, gaps: &[Duration]) -> anyhow::Result<Duration> {
+    let stuck = gaps.first().copied().unwrap_or_default();
+    if wedged && stuck < STUCK {
+        bail!("host1's client was to be wedged, and wrote nothing for {stuck:.1?} only");
+    }
+    gaps.iter().skip(usize::from(wedged)).max().copied().context("no writer")
 }
 
 /// At every node of the table. Returns when the first was struck.
@@ -183,6 +250,17 @@ mod tests {
         assert_eq!(wanted(&["lossy-5".into()]).expect("one").len(), 1);
         let unknown = wanted(&["server-killed".into()]).unwrap_err().to_string();
         assert!(unknown.contains("not on the ladder") && unknown.contains("lossy-5"), "{unknown}");
+    }
+
+    #[test]
+    fn the_longest_gap_is_that_of_writers_which_are_not_wedged() {
+        let ms = |all: [u64; 3]| all.map(Duration::from_millis);
+        let gap = |wedged, all| longest_gap(wedged, &ms(all)).map(|d| d.as_millis());
+        assert_eq!(gap(false, [9, 7, 8]).expect("a gap"), 9);
+        assert_eq!(gap(false, [7, 8, 9]).expect("a gap"), 9);
+        assert_eq!(gap(true, [5000, 7, 12]).expect("a gap"), 12);
+        let why = gap(true, [900, 7, 12]).unwrap_err().to_string();
+        assert!(why.contains("wedged") && why.contains("900"), "{why}");
     }
 
     #[test]
