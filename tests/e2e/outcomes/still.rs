@@ -130,13 +130,62 @@ fn clients(lab: &Lab, scvm: u32) -> Vec<Client> {
 
 /// The server's side resets the connection that is stuck for 5 s, and the client goes on at the same server by another one.
 fn goes_on_by_itself(lab: &Lab, writer: &Writer, from: BootNs) {
-    let reset = |e: &Entry| match &e.event {
-        Event::SocketsReset { count } if e.node == "scvm1" => Some(*count),
-        _ => None,
-    };
-    let (at, count) = first(lab, from, "a stuck connection is reset", reset);
+    let (at, count) = first(lab, from, "a stuck connection is reset", sockets_reset);
     assert!(count > 0 && at.since(from) >= 5_000_000_000, "{count} after {} ns", at.since(from));
     writer.wait_writes(at, 50, SOON).expect("it goes on while the fault stands");
+}
+
+/// Nobody else is served there, so that no reply to another shows that the server works: that NULL is answered does. Its
+/// connection is reset once, before anybody would be right to leave the server, and not again while it goes on.
+#[test]
+fn a_wedged_client_that_is_the_only_one_goes_on() {
+    const RESET_AFTER_NS: u64 = 3_000_000_000;
+    const LEFT_AFTER_NS: u64 = 6_000_000_000;
+    /// The last reply before the fault, and the look that saw it.
+    const LOOK_NS: u64 = 100_000_000;
+    let outcome = Outcome::of("one-client-wedged").expect("it is in the table");
+    let lab = healthy(outcome.lab.options("only"));
+    let writers = writers(&lab, 1);
+    all_go_on(&writers, now());
+    nothing_said(&lab, outcome);
+    let before = standing(&lab);
+
+    let from = strike(&lab, outcome).at;
+    until(from.plus(2_000_000_000));
+    let stuck = writers[0].gap(from.plus(1_000_000_000), Some(from.plus(2_000_000_000))).expect("gap");
+    assert_eq!(stuck.completed, 0, "it is wedged");
+    cause_is_said(&lab, outcome, from);
+
+    let (at, count) = first(&lab, from, "the stuck connection is reset", sockets_reset);
+    let story = || story(&lab.journal().expect("journal"), from);
+    assert!(count > 0, "{count} sockets\n{}", story());
+    let after = at.since(from);
+    assert!(
+        (RESET_AFTER_NS - LOOK_NS..LEFT_AFTER_NS).contains(&after),
+        "reset after {after} ns\n{}",
+        story()
+    );
+    writers[0].wait_writes(at, 50, SOON).expect("it goes on at the same server while the fault stands");
+
+    // Whoever left the server for this would have done it by now.
+    until(from.plus(LEFT_AFTER_NS + 2_000_000_000));
+    judge(&lab, outcome, &before, from);
+    let journal = lab.journal().expect("journal");
+    let resets = journal.iter().filter(|e| e.at >= from && sockets_reset(e).is_some()).count();
+    assert_eq!(resets, 1, "{}", story());
+    all_go_on(&writers, now());
+    lab.heal().expect("heal");
+    all_go_on(&writers, now());
+    judge(&lab, outcome, &before, from);
+    writers.into_iter().for_each(assert_intact);
+}
+
+/// How many of scvm1's side were.
+fn sockets_reset(entry: &Entry) -> Option<u64> {
+    match &entry.event {
+        Event::SocketsReset { count } if entry.node == "scvm1" => Some((*count).into()),
+        _ => None,
+    }
 }
 
 /// scvm1's management link, which nobody is served by, goes down and up: that is journaled, and nothing else comes of it.
