@@ -29,7 +29,7 @@ use clap::{Parser, Subcommand};
 use lab::demo::progress::Progress;
 use lab::figures::Report;
 use lab::options::ServerKind;
-use plan::{Turn, share};
+use plan::{ORDER, Turn, share, share_of};
 use rows::{Kept, Row, table};
 use serde_json::json;
 use std::net::Ipv4Addr;
@@ -59,7 +59,8 @@ struct Cli {
     /// Of each peer, for each fault.
     #[arg(long, default_value_t = PEERS)]
     peer_trials: usize,
-    /// Trials are left out that would end later; but each fault has one. Default: 40, none with --trials.
+    /// Trials are left out that would end later if they took as long as those before; but each fault has one. Default: 40,
+    /// none with --trials.
     #[arg(long)]
     minutes: Option<f64>,
     /// Which server, where a fault takes either.
@@ -148,7 +149,7 @@ fn climb(cli: &Cli) -> anyhow::Result<bool> {
 fn measure(cli: &Cli) -> anyhow::Result<bool> {
     lab::handle::require_root()?;
     let cases = Case::wanted(&cli.only)?;
-    let systems = if cli.systems.is_empty() { System::ALL.to_vec() } else { cli.systems.clone() };
+    let systems = if cli.systems.is_empty() { ORDER.to_vec() } else { cli.systems.clone() };
     let mut kept = Kept::open(&cli.json, cli.only.is_empty() && cli.systems.is_empty())?;
     let mut each = Report::open(&beside(&cli.json, "-trials.json"))?;
     let progress = Progress::new();
@@ -156,15 +157,14 @@ fn measure(cli: &Cli) -> anyhow::Result<bool> {
     let end = minutes.map(|minutes| Instant::now() + Duration::from_secs_f64(minutes * 60.0));
     let mut complete = true;
     for (nth, &system) in systems.iter().enumerate() {
-        let end = share_of(system, end, &systems[nth..]);
+        let end = share_of(Instant::now(), end, &systems[nth..]);
         for (done, case) in cases.iter().enumerate() {
             let turn = Turn {
                 progress: &progress,
                 system,
                 case,
                 trials: if system == System::Reroute { cli.trials.unwrap_or(OURS) } else { cli.peer_trials },
-                deadline: share(end, cases.len() - done),
-                longest: longest(system, case),
+                deadline: share(Instant::now(), end, cases.len() - done),
             };
             complete &= row(cli, &turn, &mut kept, &mut each)?;
         }
@@ -196,28 +196,6 @@ fn row(cli: &Cli, turn: &Turn<'_>, kept: &mut Kept, each: &mut Report) -> anyhow
         turn.progress.say(&format!("{name}: FAILED: {trouble:#}"));
     }
     Ok(trouble.is_none())
-}
-
-/// What is left is shared out by what each takes: ours half of all, keepalived a fifth.
-fn share_of(system: System, end: Option<Instant>, left: &[System]) -> Option<Instant> {
-    let weight = |s: &System| match s {
-        System::Reroute => 0.5,
-        System::Legacy => 0.3,
-        System::Keepalived => 0.2,
-    };
-    let all: f64 = left.iter().map(weight).sum();
-    let now = Instant::now();
-    end.map(|end| now + end.saturating_duration_since(now).mul_f64(weight(&system) / all.max(0.1)))
-}
-
-/// What a trial takes at worst, with what comes before and after.
-fn longest(system: System, case: &Case) -> Duration {
-    let around = Duration::from_secs(10);
-    match case.strike {
-        cases::Strike::Return(_) if system == System::Legacy => system.return_cut_off() + around,
-        _ if system == System::Reroute => around,
-        _ => system.cut_off() + around,
-    }
 }
 
 fn beside(json: &Path, end: &str) -> PathBuf {
@@ -264,16 +242,5 @@ mod tests {
         assert!(Cli::try_parse_from(["bench", "--ladder", "--seconds", "600"]).expect("parsed").ladder);
         assert!(Cli::try_parse_from(["bench", "--systems", "nobody"]).is_err());
         assert_eq!(beside(Path::new("a/failover.json"), ".svg"), Path::new("a/failover.svg"));
-    }
-
-    #[test]
-    fn time_is_shared_out() {
-        let end = Instant::now() + Duration::from_secs(1000);
-        let ahead = |s, left: &[System]| share_of(s, Some(end), left).expect("a time") - Instant::now();
-        let about = |d: Duration, seconds: f64| (d.as_secs_f64() - seconds).abs() < 1.0;
-        assert!(about(ahead(System::Reroute, &System::ALL), 500.0));
-        assert!(about(ahead(System::Legacy, &System::ALL[1..]), 600.0));
-        assert!(about(ahead(System::Keepalived, &System::ALL[2..]), 1000.0));
-        assert_eq!(share_of(System::Legacy, None, &System::ALL), None);
     }
 }
