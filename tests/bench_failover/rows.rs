@@ -40,7 +40,7 @@ pub struct Percentiles {
 }
 
 /// A fault that must move nothing.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rung {
     pub fault: String,
@@ -100,7 +100,7 @@ pub struct Kept {
 }
 
 impl Kept {
-    /// With what is in the file, or (`anew`) without.
+    /// With what is in the file, but (`anew`) for the rows: rungs are measured by themselves.
     ///
     /// # Errors
     /// A file that holds something else.
@@ -109,13 +109,19 @@ impl Kept {
         if let Some(dir) = path.parent() {
             std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
         }
-        let figures = match std::fs::read_to_string(&path) {
-            Ok(text) if !anew => serde_json::from_str(&text)
-                .with_context(|| format!("{} holds something else than figures", path.display()))?,
-            Ok(_) => Figures::default(),
+        let mut figures: Figures = match std::fs::read_to_string(&path) {
+            Ok(text) => serde_json::from_str(&text).with_context(|| {
+                format!(
+                    "{} holds something else than figures: remove it, or name another file (--json)",
+                    path.display()
+                )
+            })?,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Figures::default(),
             Err(error) => return Err(error).with_context(|| format!("reading {}", path.display())),
         };
+        if anew {
+            figures.rows.clear();
+        }
         Ok(Kept { path, figures })
     }
 
@@ -138,7 +144,10 @@ impl Kept {
     /// What an interrupted run has measured is there.
     fn save(&self) -> anyhow::Result<()> {
         let text = serde_json::to_string_pretty(&self.figures)? + "\n";
-        let new = self.path.with_extension("new");
+        // Beside it may lie the figures of another run, by another extension.
+        let mut new = self.path.clone().into_os_string();
+        new.push(".new");
+        let new = PathBuf::from(new);
         std::fs::write(&new, text)
             .and_then(|()| std::fs::rename(&new, &self.path))
             .with_context(|| format!("writing {}", self.path.display()))
@@ -266,9 +275,15 @@ mod tests {
             ("server-hung", "legacy", Some(3.0)),
         ];
         assert_eq!(all, wanted);
-        assert_eq!(Kept::open(&path, true).expect("anew").figures, Figures::default());
+        kept.rung(Rung { fault: "lossy-5".into(), seconds: 60, ..Rung::default() }).expect("kept");
+        let mut anew = Kept::open(&path, true).expect("anew");
+        assert!(anew.figures.rows.is_empty());
+        anew.row(row("planned", System::Reroute, 5.0)).expect("kept");
+        let left = Kept::open(&path, false).expect("read again").figures;
+        assert_eq!((left.rows.len(), left.rows[0].fault.as_str()), (1, "planned"));
+        assert_eq!((left.ladder.len(), left.ladder[0].fault.as_str()), (1, "lossy-5"));
         std::fs::write(&path, "{}").expect("written");
-        assert!(Kept::open(&path, false).is_err());
+        assert!(Kept::open(&path, false).is_err() && Kept::open(&path, true).is_err());
         std::fs::remove_dir_all(&dir).expect("removed");
     }
 }
