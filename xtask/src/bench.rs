@@ -75,17 +75,21 @@ pub fn run(bench: Bench) -> anyhow::Result<()> {
             if needs_peers(&args) {
                 setup::require(PEERS)?;
             }
-            if args.is_empty() {
+            if is_whole(&args) && !gives(&args, "--chart") {
                 arguments.extend(["--chart".into(), workspace::root().join(PICTURE).display().to_string()]);
             }
             arguments.extend(args);
             ("reroute-bench-failover", "bench/failover.json")
         }
     };
+    // The caller may want them elsewhere: two runs beside each other do.
+    if !gives(&arguments, "--json") {
+        arguments.extend(["--json".into(), workspace::target().join(figures).display().to_string()]);
+    }
     workspace::build(true)?;
     let program = workspace::target().join("release").join(program);
     let mut command = Command::new(&program);
-    command.arg("--json").arg(workspace::target().join(figures)).args(arguments);
+    command.args(arguments);
     let status = command.status().with_context(|| format!("cannot run {}", program.display()))?;
     if !status.success() {
         bail!("the benchmark could not take all its figures ({status})");
@@ -93,10 +97,21 @@ pub fn run(bench: Bench) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Whether this option is among them.
+fn gives(args: &[String], option: &str) -> bool {
+    args.iter().any(|arg| arg.split('=').next() == Some(option))
+}
+
+/// Whether these arguments of the failover benchmark ask for figures of every fault and system, however many trials: the
+/// picture of the documents shows nothing less.
+fn is_whole(args: &[String]) -> bool {
+    !["--only", "--systems", "--ladder", "--unlearnt"].iter().any(|option| gives(args, option))
+}
+
 /// Whether these arguments of the failover benchmark ask for more than ours.
 fn needs_peers(args: &[String]) -> bool {
     let mut words = args.iter().flat_map(|arg| arg.split(['=', ',']));
-    let named = args.iter().any(|arg| arg == "--systems" || arg.starts_with("--systems="));
+    let named = gives(args, "--systems");
     let ours_only = ["--ladder", "--help", "-h"].iter().any(|word| args.iter().any(|arg| arg == word));
     !ours_only && (!named || words.any(|word| word == "keepalived"))
 }
@@ -105,9 +120,29 @@ fn needs_peers(args: &[String]) -> bool {
 mod tests {
     use super::*;
 
+    fn owned(args: &[&str]) -> Vec<String> {
+        args.iter().map(|a| a.to_string()).collect()
+    }
+
+    #[test]
+    fn the_documents_show_a_whole_run_however_long() {
+        let whole = |args: &[&str]| is_whole(&owned(args));
+        assert!(whole(&[]) && whole(&["--trials", "200"]) && whole(&["--minutes=30"]));
+        assert!(whole(&["--server", "controllable", "--peer-trials", "1", "--json", "x.json"]));
+        assert!(!whole(&["--only", "planned"]) && !whole(&["--trials", "9", "--systems=reroute,legacy"]));
+        assert!(!whole(&["--ladder"]) && !whole(&["--minutes", "30", "--unlearnt"]));
+    }
+
+    #[test]
+    fn figures_go_where_the_caller_wants_them() {
+        assert!(gives(&owned(&["--ladder", "--json", "a.json"]), "--json"));
+        assert!(gives(&owned(&["--json=a.json"]), "--json"));
+        assert!(!gives(&owned(&["--only", "json"]), "--json"));
+    }
+
     #[test]
     fn keepalived_is_installed_where_it_is_measured() {
-        let needs = |args: &[&str]| needs_peers(&args.iter().map(|a| a.to_string()).collect::<Vec<_>>());
+        let needs = |args: &[&str]| needs_peers(&owned(args));
         assert!(needs(&[]) && needs(&["--only", "planned"]));
         assert!(needs(&["--systems", "legacy,keepalived"]) && needs(&["--systems=keepalived"]));
         assert!(!needs(&["--systems", "reroute,legacy"]) && !needs(&["--ladder", "--seconds", "5"]));
