@@ -13,11 +13,6 @@ use std::collections::BTreeMap;
 const WEDGED_NS: u64 = 5 * SEC;
 /// Others count as served if a reply has left within this.
 const SERVED_NS: u64 = SEC;
-/// Nobody is served, and one client is all that waits: its connection, or the server's storage? It is reset before hosts
-/// leave a server for its storage ([`crate::host`], 5 s); a storage that stands still says nothing on a new connection either.
-const ALONE_NS: u64 = 3 * SEC;
-/// An answer to a NULL call is of now.
-const ANSWERS_NS: u64 = SEC;
 /// The same client is not reset again before.
 const AGAIN_NS: u64 = 60 * SEC;
 
@@ -48,16 +43,7 @@ impl Wedged {
     }
 
     fn wedged(&self, now: BootNs) -> impl Iterator<Item = HostId> {
-        self.waiting(WEDGED_NS, now)
-    }
-
-    fn waiting(&self, ns: u64, now: BootNs) -> impl Iterator<Item = HostId> {
-        self.waits.iter().filter(move |(_, w)| now.since(w.since) >= ns).map(|(host, _)| *host)
-    }
-
-    /// The only client that has calls in progress at all.
-    fn alone(&self, now: BootNs) -> Option<HostId> {
-        self.waiting(ALONE_NS, now).next().filter(|_| self.waits.len() == 1)
+        self.waits.iter().filter(move |(_, w)| now.since(w.since) >= WEDGED_NS).map(|(host, _)| *host)
     }
 
     /// Clients that were reset, and are wedged again.
@@ -76,24 +62,18 @@ impl Scvm {
 
     pub(super) fn reset_wedged(&mut self, now: BootNs, out: &mut Vec<Effect>) {
         self.wedged.reset.retain(|_, at| now.since(*at) < AGAIN_NS);
-        let served = now.since(self.server.facts().last_reply_at) <= SERVED_NS;
-        let answers =
-            || self.server.probed().is_some_and(|p| p.answered && now.since(p.sent_at) <= ANSWERS_NS);
-        let (wedged, why): (Vec<HostId>, _) = match served {
-            true => (self.wedged.wedged(now).collect(), format!("{} s while others have", WEDGED_NS / SEC)),
-            // Where many wait no connection is to blame.
-            false => {
-                let alone = self.wedged.alone(now).filter(|_| answers());
-                (alone.into_iter().collect(), format!("{} s, and NULL is answered", ALONE_NS / SEC))
-            }
-        };
-        for host in
-            wedged.into_iter().filter(|host| !self.wedged.reset.contains_key(host)).collect::<Vec<_>>()
-        {
+        if now.since(self.server.facts().last_reply_at) > SERVED_NS {
+            return; // nobody is served: that is another matter
+        }
+        let wedged: Vec<HostId> =
+            self.wedged.wedged(now).filter(|host| !self.wedged.reset.contains_key(host)).collect();
+        for host in wedged {
             self.wedged.reset.insert(host, now);
             self.wedged.waits.remove(&host);
-            let what =
-                format!("{host} has got no reply for {why}: its connection is reset, the server is not left");
+            let what = format!(
+                "{host} has got no reply for {} s while others have: its connection is reset, the server is not left",
+                WEDGED_NS / SEC
+            );
             out.push(Effect::Journal { at: now, event: Event::Fault { what } });
             let epoch = Epoch(self.admission.word(host).epoch());
             out.push(Effect::PurgeSockets { host, epoch, purpose: Purpose::Wedged });

@@ -68,47 +68,10 @@ fn slow_is_not_wedged_and_neither_is_idle() {
 }
 
 #[test]
-fn where_nobody_gets_replies_and_null_is_not_answered_no_connection_is_to_blame() {
+fn where_nobody_gets_replies_no_connection_is_to_blame() {
     let mut node = world();
     pass(&mut node, 20 * SEC, false, || (1, 7));
     assert_eq!(resets(&node), 0);
-}
-
-/// The server answers NULL, and none of X's calls; `others` wait as well.
-fn silent_but_for_null(others: bool) -> Node {
-    let mut node = world();
-    (node.facts.silent, node.null) = (true, Some(true));
-    let end = node.now.plus(20 * SEC);
-    while node.now < end {
-        let facts = |host, word| ClientFacts {
-            host,
-            has_agent: true,
-            word,
-            affirm_deadline: node.now.plus(SEC),
-            blocked_until: BootNs(0),
-            connections: 1,
-            in_progress: 1,
-            replies: 7,
-        };
-        let word = node.word(X);
-        let mut clients = vec![facts(X, word)];
-        clients.extend(others.then(|| facts(Y, word)));
-        node.feed(Input::Clients(clients));
-        node.run(50 * MS);
-    }
-    node
-}
-
-#[test]
-fn the_only_client_of_a_server_that_answers_null_is_reset_once() {
-    let node = silent_but_for_null(false);
-    assert_eq!(resets(&node), 1);
-    assert!(!node.killed() && node.word(X).is_admitted(), "nothing else happens to it");
-}
-
-#[test]
-fn where_many_wait_no_connection_is_to_blame() {
-    assert_eq!(resets(&silent_but_for_null(true)), 0);
 }
 
 #[test]
