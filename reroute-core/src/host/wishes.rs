@@ -84,8 +84,10 @@ impl Machine {
         if self.draining.contains(&scvm) && login.scvm != scvm {
             return Err(PinRefused::Draining(scvm));
         }
+        // That its storage was stuck once is the operator's to judge; that it is now is not.
+        let silent = self.servers.get(&scvm).and_then(|s| s.facts).is_some_and(|f| f.data_silent);
         let lives = |p: &Path| {
-            if scvm == login.scvm { self.is_usable(*p, now) } else { self.is_eligible(*p, now) }
+            if scvm == login.scvm { self.is_usable(*p, now) } else { self.is_eligible(*p, now) && !silent }
         };
         if self.paths_of(scvm).map(|(p, _)| *p).any(|p| wish.holds(p) && lives(&p)) {
             return Ok(());
@@ -95,6 +97,10 @@ impl Machine {
         } else if self.has_failed(scvm) {
             "it has failed, by this host's own evidence".to_string()
         } else {
+            if silent && self.paths_of(scvm).any(|(p, _)| wish.holds(*p) && self.is_eligible(*p, now)) {
+                let why = "no call for data is answered there: its storage is stuck".to_string();
+                return Err(PinRefused::NotAlive { place: wish.place(), why });
+            }
             let answers = self.paths_of(scvm).any(|(p, _)| wish.holds(*p) && self.is_usable(*p, now));
             match answers {
                 true => "its pulses come back, but its server is not well, or does not enforce".to_string(),
@@ -106,6 +112,9 @@ impl Machine {
 
     pub(super) fn pin(&mut self, pin: Option<Pin>, now: BootNs, fx: &mut Effects) {
         let actor = pin.as_ref().map(|p| p.actor.clone());
+        if let Some(pin) = &pin {
+            self.stuck.remove(&pin.scvm);
+        }
         let to = pin.as_ref().map(Pin::place);
         self.pin_is_new = pin.is_some();
         self.notes.pin = pin;
