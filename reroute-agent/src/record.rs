@@ -16,7 +16,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Lines on their way to the disk.
 const QUEUE: usize = 64 * 1024;
@@ -163,6 +163,7 @@ struct Writer {
     lines: u64,
     /// Lines lost before those that wait.
     lost: u64,
+    flushed: Instant,
     /// A gap has been reported: nothing after the first one can be replayed.
     gap: bool,
 }
@@ -170,7 +171,17 @@ struct Writer {
 impl Writer {
     fn new(file: File, path: &Path, limits: Limits) -> Writer {
         let path = path.to_path_buf();
-        Writer { file, path, limits, length: 0, waiting: String::new(), lines: 0, lost: 0, gap: false }
+        Writer {
+            file,
+            path,
+            limits,
+            length: 0,
+            waiting: String::new(),
+            lines: 0,
+            lost: 0,
+            flushed: Instant::now(),
+            gap: false,
+        }
     }
 
     fn run(mut self, queue: &Receiver<Item>) {
@@ -198,11 +209,13 @@ impl Writer {
         self.waiting.push_str(line);
         self.waiting.push('\n');
         self.lines += 1;
-        self.waiting.len() < CHUNK || self.flush()
+        // Lines may come for ever without a pause in which the queue is found empty.
+        (self.waiting.len() < CHUNK && self.flushed.elapsed() < FLUSH) || self.flush()
     }
 
     /// Writes what waits, or counts it as lost. False: the recording has ended.
     fn flush(&mut self) -> bool {
+        self.flushed = Instant::now();
         if self.waiting.is_empty() {
             return true;
         }
