@@ -5,7 +5,7 @@
 //! server that knows nothing of that, and overwrites what has been written since by the new path.
 
 use super::connection::{Connection, invalid};
-use netlink_packet_core::{NLM_F_REPLACE, Parseable};
+use netlink_packet_core::Parseable;
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourHeader, NeighbourMessage, NeighbourState,
 };
@@ -71,10 +71,11 @@ impl Neighbours {
             )));
         }
         for entry in known {
-            match self.connection.change(RouteNetlinkMessage::NewNeighbour(entry), NLM_F_REPLACE) {
-                // Gone meanwhile: answers make no entry.
-                Err(error) if error.raw_os_error() != Some(libc::ENOENT) => return Err(error),
-                _ => {}
+            match self.connection.change(RouteNetlinkMessage::NewNeighbour(entry), 0) {
+                Ok(()) => {}
+                // Gone, or unknown again: answers make no entry.
+                Err(error) if [Some(libc::ENOENT), Some(libc::EINVAL)].contains(&error.raw_os_error()) => {}
+                Err(error) => return Err(error),
             }
         }
         Ok(())
@@ -99,12 +100,13 @@ impl Neighbours {
     }
 }
 
-/// The words that set the entry to the link address it has, so that the kernel takes it for just changed. A state that
-/// asks the present owner again, as the next packet would, says no more than is known.
+/// The words that change an entry's state alone, so that the kernel takes it for just changed. Its link address is not
+/// said: the kernel keeps the one it has, which may be another one by now. The new state asks the present owner again, as
+/// the next packet would.
 fn touched(entry: &NeighbourMessage) -> Option<NeighbourMessage> {
     let state = match entry.header.state {
-        NeighbourState::Reachable | NeighbourState::Stale => NeighbourState::Delay,
-        NeighbourState::Delay | NeighbourState::Probe => NeighbourState::Stale,
+        NeighbourState::Reachable | NeighbourState::Stale | NeighbourState::Probe => NeighbourState::Delay,
+        NeighbourState::Delay => NeighbourState::Probe,
         // Not known, or not to be changed by answers.
         _ => return None,
     };
@@ -116,9 +118,7 @@ fn touched(entry: &NeighbourMessage) -> Option<NeighbourMessage> {
         flags: entry.header.flags,
         ..Default::default()
     };
-    let kept = |a: &&NeighbourAttribute| {
-        matches!(a, NeighbourAttribute::Destination(_) | NeighbourAttribute::LinkLayerAddress(_))
-    };
+    let kept = |a: &&NeighbourAttribute| matches!(a, NeighbourAttribute::Destination(_));
     touched.attributes = entry.attributes.iter().filter(kept).cloned().collect();
     Some(touched)
 }
