@@ -9,8 +9,10 @@ use super::*;
 
 /// Longer than the 500 ms within which a TCP answers only one segment that fits nothing.
 const ASK_NS: u64 = 600 * MS;
-/// After a question that nobody took.
+/// After a question that nobody took, and twice as long after each more.
 const UNHEARD_NS: u64 = 100 * MS;
+/// Of those, some 25 s in all: what is left then is TCP's.
+const UNHEARD: u32 = 8;
 const LOOK_NS: u64 = 50 * MS;
 const ROUNDS: u32 = 6;
 
@@ -31,6 +33,8 @@ pub(super) struct ClientReset {
     own: bool,
     began: BootNs,
     rounds: u32,
+    /// Questions that nobody took.
+    unheard: u32,
     ask_at: BootNs,
     /// None: it is over.
     look_at: Option<BootNs>,
@@ -103,6 +107,7 @@ impl Machine {
             own,
             began: now,
             rounds: 0,
+            unheard: 0,
             ask_at: now,
             look_at,
         });
@@ -176,7 +181,11 @@ impl Machine {
     pub(super) fn reset_unheard(&mut self, epoch: Epoch, now: BootNs) {
         if let Some(reset) = self.client_reset.as_mut().filter(|r| r.epoch == epoch) {
             reset.rounds = reset.rounds.saturating_sub(1);
-            reset.ask_at = reset.ask_at.min(now.plus(UNHEARD_NS));
+            reset.ask_at = now.plus(UNHEARD_NS << reset.unheard);
+            reset.unheard += 1;
+            if reset.unheard == UNHEARD {
+                reset.look_at = None;
+            }
         }
     }
 
