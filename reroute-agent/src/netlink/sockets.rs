@@ -3,13 +3,15 @@
 use super::connection::{Connection, invalid};
 use netlink_packet_core::Parseable;
 use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP};
+use netlink_packet_sock_diag::inet::nlas::Nla;
 use netlink_packet_sock_diag::inet::{
-    ExtensionFlags, InetRequest, InetResponseHeader, SocketId, StateFlags, Timer,
+    ExtensionFlags, InetRequest, InetResponse, InetResponseHeader, SocketId, StateFlags, Timer,
 };
 use netlink_packet_sock_diag::{SockDiagDestroy, SockDiagMessage};
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 use std::collections::HashSet;
 use std::io;
+use std::mem::offset_of;
 use std::net::{IpAddr, SocketAddr};
 
 /// Kernel number of the state.
@@ -34,8 +36,6 @@ pub struct Tcp {
     pub state: u8,
     /// What the kernel tells sockets apart by, whatever their ports.
     pub cookie: [u8; 8],
-    /// How often it has sent again what is not acknowledged yet.
-    pub retransmits: u8,
 }
 
 impl Filter {
@@ -76,7 +76,7 @@ pub fn can_destroy() -> io::Result<bool> {
     let mut nobody = SocketId::new_v4();
     // Any cookie; nothing has port 0.
     nobody.cookie = [0xff; 8];
-    let message = SockDiagMessage::InetRequest(request(AF_INET, nobody));
+    let message = one(AF_INET, nobody);
     match Connection::open(NETLINK_SOCK_DIAG)?.change(SockDiagDestroy::new(message), 0) {
         Ok(()) => Ok(true),
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(true),
@@ -101,7 +101,7 @@ pub fn destroy_where(filter: &Filter, wanted: impl Fn(&Tcp) -> bool) -> io::Resu
         if !wanted(&tcp) {
             continue;
         }
-        let message = SockDiagMessage::InetRequest(request(family, id));
+        let message = one(family, id);
         match connection.change(SockDiagDestroy::new(message), 0) {
             Ok(()) => destroyed += 1,
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
@@ -139,48 +139,89 @@ impl Before {
     }
 }
 
-fn request(family: u8, socket_id: SocketId) -> InetRequest {
-    InetRequest {
-        family,
-        protocol: IPPROTO_TCP,
-        extensions: ExtensionFlags::empty(),
-        states: StateFlags::all() - StateFlags::LISTEN,
-        socket_id,
+fn request(family: u8, socket_id: SocketId, extensions: ExtensionFlags) -> SockDiagMessage {
+    let states = StateFlags::all() - StateFlags::LISTEN;
+    SockDiagMessage::InetRequest(InetRequest { family, protocol: IPPROTO_TCP, extensions, states, socket_id })
+}
+
+fn one(family: u8, id: SocketId) -> SockDiagMessage {
+    request(family, id, ExtensionFlags::empty())
+}
+
+fn all(family: u8, filter: &Filter, extensions: ExtensionFlags) -> SockDiagMessage {
+    let mut id = if family == AF_INET { SocketId::new_v4() } else { SocketId::new_v6() };
+    // The kernel narrows by port; addresses are compared here, where mapped ones are understood.
+    id.source_port = filter.local.and_then(|(_, port)| port).unwrap_or(0);
+    id.destination_port = filter.remote.and_then(|(_, port)| port).unwrap_or(0);
+    request(family, id, extensions)
+}
+
+fn tcp(header: &InetResponseHeader) -> Tcp {
+    let id = &header.socket_id;
+    let end = |ip: IpAddr, port| SocketAddr::new(ip.to_canonical(), port);
+    Tcp {
+        local: end(id.source_address, id.source_port),
+        remote: end(id.destination_address, id.destination_port),
+        state: header.state,
+        cookie: id.cookie,
     }
 }
 
 fn find(connection: &mut Connection, filter: &Filter) -> io::Result<Vec<(Tcp, u8, SocketId)>> {
     let mut found = Vec::new();
     for family in [AF_INET, AF_INET6] {
-        let mut id = if family == AF_INET { SocketId::new_v4() } else { SocketId::new_v6() };
-        // The kernel narrows by port; addresses are compared here, where mapped ones are understood.
-        id.source_port = filter.local.and_then(|(_, port)| port).unwrap_or(0);
-        id.destination_port = filter.remote.and_then(|(_, port)| port).unwrap_or(0);
         found.extend(connection.dump(
-            SockDiagMessage::InetRequest(request(family, id)),
+            all(family, filter, ExtensionFlags::empty()),
             Vec::new,
             |found, _, payload| {
                 let header = InetResponseHeader::parse(payload).map_err(invalid)?;
-                let id = header.socket_id;
-                let end = |ip: IpAddr, port| SocketAddr::new(ip.to_canonical(), port);
-                let tcp = Tcp {
-                    local: end(id.source_address, id.source_port),
-                    remote: end(id.destination_address, id.destination_port),
-                    state: header.state,
-                    cookie: id.cookie,
-                    retransmits: match header.timer {
-                        Some(Timer::Retransmit(_, times)) => times,
-                        _ => 0,
-                    },
-                };
+                let tcp = tcp(&header);
                 if filter.matches(&tcp) {
-                    found.push((tcp, header.family, id));
+                    found.push((tcp, header.family, header.socket_id));
                 }
                 Ok(())
             },
         )?);
     }
     Ok(found)
+}
+
+/// Whether one of them waits: it has sent again what is not acknowledged yet; or it has sent something, and received
+/// nothing since, for `ms` at least. (One that is idle has received last.)
+pub fn any_waits(filter: &Filter, ms: u32) -> io::Result<bool> {
+    let mut connection = Connection::open(NETLINK_SOCK_DIAG)?;
+    for family in [AF_INET, AF_INET6] {
+        let waiting = connection.dump(
+            all(family, filter, ExtensionFlags::INFO),
+            || false,
+            |waiting: &mut bool, _, payload| {
+                let response = InetResponse::parse(payload).map_err(invalid)?;
+                let sent_again = matches!(response.header.timer, Some(Timer::Retransmit(_, 1..)));
+                let unanswered = response.nlas.iter().any(|nla| match nla {
+                    Nla::TcpInfo(info) => is_unanswered(info, ms),
+                    _ => false,
+                });
+                let tcp = tcp(&response.header);
+                *waiting |= tcp.state == ESTABLISHED && filter.matches(&tcp) && (sent_again || unanswered);
+                Ok(())
+            },
+        )?;
+        if waiting {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// `info`: the kernel's `struct tcp_info`, which grows with its versions.
+fn is_unanswered(info: &[u8], ms: u32) -> bool {
+    let word = |at: usize| {
+        let bytes = info.get(at..at + 4)?.try_into().ok()?;
+        Some(u32::from_ne_bytes(bytes))
+    };
+    let sent = word(offset_of!(libc::tcp_info, tcpi_last_data_sent));
+    let received = word(offset_of!(libc::tcp_info, tcpi_last_data_recv));
+    sent.zip(received).is_some_and(|(sent, received)| received >= ms && sent < received)
 }
 
 #[cfg(test)]
@@ -213,6 +254,31 @@ mod tests {
             io::Write::write_all(&mut other_server, b"x").unwrap();
             assert_eq!(other_client.read(&mut [0]).unwrap(), 1, "a stranger's connection goes on");
             assert!(TcpStream::connect("127.0.0.1:2049").is_ok(), "the listener stands");
+        });
+    }
+
+    #[test]
+    fn who_asked_last_waits_and_who_heard_last_does_not() {
+        namespace::run(|| {
+            let listener = TcpListener::bind("127.0.0.1:2049").unwrap();
+            let (mut client, mut server) = pair(&listener);
+            let filter =
+                Filter { remote: Some(("127.0.0.1".parse().unwrap(), Some(2049))), ..Filter::default() };
+            assert!(!any_waits(&filter, 100).unwrap(), "nothing was sent");
+            // Kernels count in jiffies: a few of them lie between what was heard and what is asked.
+            let mut heard = || {
+                io::Write::write_all(&mut server, b"x").unwrap();
+                assert_eq!(client.read(&mut [0]).unwrap(), 1);
+                client.try_clone().unwrap()
+            };
+            let mut client = heard();
+            std::thread::sleep(std::time::Duration::from_millis(50));
+            io::Write::write_all(&mut client, b"x").unwrap();
+            assert!(!any_waits(&filter, 100).unwrap(), "not for so long");
+            eventually("it waits", || any_waits(&filter, 100).unwrap());
+            heard();
+            std::thread::sleep(std::time::Duration::from_millis(150));
+            assert!(!any_waits(&filter, 100).unwrap(), "it was answered");
         });
     }
 

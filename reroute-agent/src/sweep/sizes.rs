@@ -10,6 +10,9 @@ use reroute_core::sweep::{Outcome, Settings};
 use std::io;
 use std::net::Ipv4Addr;
 
+/// An NFS client that has heard nothing for so long since it asked: longer than an answer takes that is on its way.
+const WAITS_MS: u32 = 400;
+
 /// Blocks, for some ms. Errors, in words: why nothing could be tried.
 pub fn try_all(cluster: &Cluster, interfaces: &Interfaces, paths: &[Path]) -> Result<SizesTried, String> {
     let nics = nic::read().map_err(|error| format!("the interfaces cannot be read: {error}"))?;
@@ -31,16 +34,19 @@ pub fn try_all(cluster: &Cluster, interfaces: &Interfaces, paths: &[Path]) -> Re
     }
     // Nothing is looked for where nothing depends on it.
     let doubt = all.iter().any(|tried| matches!(tried.outcome, Outcome::SmallOnly { .. }));
-    let retransmits =
-        doubt && retransmits(cluster).map_err(|error| format!("NFS clients' sockets: {error}"))?;
-    Ok(SizesTried { paths: all, retransmits })
+    let waits = match doubt.then(|| client_waits(cluster)) {
+        Some(Err(error)) => {
+            tracing::warn!(%error, "the sockets of NFS clients cannot be looked at");
+            None
+        }
+        waits => waits.and_then(Result::ok),
+    };
+    Ok(SizesTried { paths: all, waits })
 }
 
-/// Whether an NFS client of this host sends something again that is not acknowledged.
-fn retransmits(cluster: &Cluster) -> io::Result<bool> {
+fn client_waits(cluster: &Cluster) -> io::Result<bool> {
     let service = (cluster.service_address.into(), Some(cluster.service_port));
-    let all = sockets::list(&Filter { remote: Some(service), ..Filter::default() })?;
-    Ok(all.iter().any(|tcp| tcp.retransmits > 0))
+    sockets::any_waits(&Filter { remote: Some(service), ..Filter::default() }, WAITS_MS)
 }
 
 fn address(cluster: &Cluster, path: Path) -> Option<Ipv4Addr> {

@@ -98,11 +98,12 @@ impl Machine {
         let same = [Network::Storage, Network::Management]
             .map(|network| Path { scvm: login.scvm, network })
             .into_iter()
-            .find(|p| *p != here && self.is_usable(*p, now));
+            .find(|p| *p != here && self.is_usable(*p, now) && !self.passes_small_only(*p));
         // A pinned server is not left while another network leads there.
         let stays_there = same.is_some() && self.is_pinned_to(login.scvm);
         let may_be = |p: Path| p.scvm == login.scvm || !stays_there;
-        let storage = self.best(now, |p| p.network == Network::Storage && p != here && may_be(p));
+        let full = |p: Path| !self.passes_small_only(p);
+        let storage = self.best(now, |p| p.network == Network::Storage && p != here && may_be(p) && full(p));
         let may_move = self.meta_is_usable(now) && self.budget.left(now) > 0;
         match (storage, same) {
             (Some(to), _) if to.scvm == login.scvm => self.change_path(to, reason, pieces, true, now, fx),

@@ -31,6 +31,8 @@ pub(super) struct PathState {
     pub rtt_ns: Option<u64>,
     /// Small frames pass, full ones do not: pulses say nothing about what NFS needs.
     pub narrow: bool,
+    /// Small echoes pass, full ones do not: no place to go to.
+    pub small_only: bool,
 }
 
 impl PathState {
@@ -46,6 +48,7 @@ impl PathState {
             healthy_since: None,
             rtt_ns: None,
             narrow: false,
+            small_only: false,
         }
     }
 

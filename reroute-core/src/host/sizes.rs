@@ -2,8 +2,8 @@
 //!
 //! A second opinion, and never a verdict alone: silence says nothing (echoes may be filtered), and what is lost now and
 //! then looks the same for a moment. Held against the path is that small echoes are answered and full ones are not, where
-//! both were at this MTU, many times in a row; and that a TCP of an NFS client on this host sends again what is not
-//! acknowledged. Pulses pass then, and NFS does not.
+//! both were at this MTU, many times in a row: then it is no place to go to. It is left only if a TCP of an NFS client on
+//! this host waits, too: pulses pass then, and NFS does not.
 
 use super::*;
 use crate::sweep::{Obstacle, Outcome};
@@ -28,8 +28,9 @@ pub struct Tried {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct SizesTried {
     pub paths: Vec<Tried>,
-    /// A TCP of a client on this host has sent something again to the service address, and it is not acknowledged yet.
-    pub retransmits: bool,
+    /// A TCP of an NFS client on this host waits: for an acknowledgement, and has sent again; or for what answers the last
+    /// thing it sent. None: that could not be seen, or nobody asked.
+    pub waits: Option<bool>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -47,6 +48,16 @@ impl Seen {
         (self.small_only, self.otherwise) = (0, (self.otherwise + 1).min(TIMES));
         self.otherwise == TIMES
     }
+}
+
+/// What passes by a path.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Fits {
+    All,
+    /// Small echoes alone: no place to go to.
+    Small,
+    /// ... and a client waits there: the path is lost.
+    Lost,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -74,7 +85,8 @@ impl Machine {
             .filter(|p| self.has_carrier(p.network))
             .collect();
         let Some(sizes) = &mut self.sizes else { return };
-        let doubt = sizes.seen.values().any(|s| s.passed.is_some() && (1..TIMES).contains(&s.small_only));
+        let doubtful = |s: &Seen| s.passed.is_some() && (1..TIMES).contains(&s.small_only);
+        let doubt = paths.iter().any(|path| sizes.seen.get(path).is_some_and(doubtful));
         let every = match (sizes.waits, doubt) {
             (true, _) => LOST_NS,
             (false, true) => AGAIN_NS,
@@ -91,30 +103,33 @@ impl Machine {
         sizes.waits = false;
         let mut changes = Vec::new();
         match &result {
-            Ok(SizesTried { paths, retransmits }) => {
+            Ok(SizesTried { paths, waits }) => {
                 for Tried { path, mtu, outcome } in paths {
                     let seen = sizes.seen.entry(*path).or_default();
                     match outcome {
                         Outcome::Answers { .. } => {
                             *seen = Seen { passed: Some(*mtu), ..Seen::default() };
-                            changes.push((*path, false));
+                            changes.push((*path, Fits::All));
                         }
                         Outcome::SmallOnly { told, .. }
                             if !matches!(told, Some(Obstacle::NotSent { .. })) =>
                         {
                             (seen.small_only, seen.otherwise) = ((seen.small_only + 1).min(TIMES), 0);
-                            if seen.small_only == TIMES && seen.passed == Some(*mtu) && *retransmits {
-                                changes.push((*path, true));
+                            if seen.small_only == TIMES && seen.passed == Some(*mtu) {
+                                // Nobody needs to go there; to leave it takes a client that suffers.
+                                let lost = *waits == Some(true) && self.route.wanted == Some(*path);
+                                changes.push((*path, if lost { Fits::Lost } else { Fits::Small }));
                             }
                         }
                         // Filtered, or lost like anything else (pulses say which); or not sent at all.
-                        _ => changes.extend(seen.otherwise().then_some((*path, false))),
+                        _ => changes.extend(seen.otherwise().then_some((*path, Fits::All))),
                     }
                 }
             }
             Err(_) => {
                 let seen = sizes.seen.iter_mut();
-                changes.extend(seen.filter_map(|(path, seen)| seen.otherwise().then_some((*path, false))));
+                changes
+                    .extend(seen.filter_map(|(path, seen)| seen.otherwise().then_some((*path, Fits::All))));
             }
         }
         if let Err(why) = result {
@@ -123,10 +138,14 @@ impl Machine {
             self.tell_sizes(fx);
         }
         let mut news = false;
-        for (path, narrow) in changes {
-            let Some(state) = self.paths.get_mut(&path).filter(|state| state.narrow != narrow) else {
+        for (path, fits) in changes {
+            let narrow = fits == Fits::Lost;
+            let Some(state) = self.paths.get_mut(&path) else { continue };
+            state.small_only = fits != Fits::All;
+            // Once lost it stays so until full frames pass: nobody suffers where nobody is.
+            if state.narrow == narrow || state.narrow && fits == Fits::Small {
                 continue;
-            };
+            }
             state.narrow = narrow;
             news = true;
             if narrow {

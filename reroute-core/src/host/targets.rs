@@ -41,6 +41,7 @@ impl Machine {
     /// Fit to be gone to from a server that is well.
     pub(super) fn is_fit(&self, path: Path, from: ScvmId, now: BootNs) -> bool {
         match path.scvm == from {
+            _ if self.passes_small_only(path) => false,
             true => self.is_usable(path, now),
             false => self.is_eligible(path, now) && self.storage_is_well(path.scvm),
         }
@@ -53,11 +54,15 @@ impl Machine {
             .min_by_key(|p| self.preference_key(*p, None))
     }
 
-    /// A server whose storage is well first; rank; then the server the host is at; then its own order.
+    pub(super) fn passes_small_only(&self, path: Path) -> bool {
+        self.paths.get(&path).is_some_and(|p| p.small_only)
+    }
+
+    /// Those whose storage is well and whose path takes full frames first; rank; then the server the host is at; then its own order.
     pub(super) fn preference_key(&self, path: Path, at: Option<ScvmId>) -> (bool, u8, bool, usize) {
         let position = self.position.get(&path.scvm).copied().unwrap_or(usize::MAX);
-        let stuck = !self.storage_is_well(path.scvm);
-        (stuck, rank(path, self.settings.local), at.is_some_and(|at| at != path.scvm), position)
+        let worse = !self.storage_is_well(path.scvm) || self.passes_small_only(path);
+        (worse, rank(path, self.settings.local), at.is_some_and(|at| at != path.scvm), position)
     }
 
     /// How long path and server have been well without a break. The server that serves this host anyway is no better and

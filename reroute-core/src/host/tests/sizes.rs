@@ -11,13 +11,7 @@ fn tried(world: &mut World, ns: u64, outcome: impl FnMut(Path) -> Outcome) {
     tried_with(world, ns, true, 1500, outcome);
 }
 
-fn tried_with(
-    world: &mut World,
-    ns: u64,
-    retransmits: bool,
-    mtu: u32,
-    mut outcome: impl FnMut(Path) -> Outcome,
-) {
+fn tried_with(world: &mut World, ns: u64, waits: bool, mtu: u32, mut outcome: impl FnMut(Path) -> Outcome) {
     let end = world.now.plus(ns);
     while world.now < end {
         world.run(20 * MS);
@@ -31,7 +25,7 @@ fn tried_with(
             .collect();
         for paths in asked {
             let paths = paths.into_iter().map(|path| Tried { path, mtu, outcome: outcome(path) }).collect();
-            world.input(Input::SizesTried(Ok(SizesTried { paths, retransmits })));
+            world.input(Input::SizesTried(Ok(SizesTried { paths, waits: Some(waits) })));
         }
     }
 }
@@ -125,4 +119,39 @@ fn who_answers_no_echo_any_more_is_not_held_to_be_narrow() {
     assert_eq!(world.routes(), [management(A)]);
     tried(&mut world, 10 * SEC, |p| if p.network == Network::Storage { Outcome::Silent } else { FULL });
     assert_eq!(world.routes(), [management(A), storage(A)]);
+}
+
+/// Its own server's link, behind a port with another MTU since it came back: nobody goes home to that.
+#[test]
+fn a_path_that_passes_small_frames_only_is_no_place_to_go_to() {
+    let mut world = settled();
+    world.cut(A);
+    tried(&mut world, 200 * MS, |_| FULL);
+    let asks = world.asks();
+    let [ToMeta::Move { to, .. }] = &asks[..] else { panic!("{asks:?}") };
+    let to = *to;
+    world.order(Order::Moving { from: Some(A), from_epoch: Epoch(1), to, epoch: Epoch(2) });
+    world.run(20 * MS);
+    world.order(Order::At { scvm: to, epoch: Epoch(2) });
+    world.down.clear();
+    world.log.clear();
+    tried_with(&mut world, 30 * SEC, false, 1500, |p| if p == storage(A) { SMALL } else { FULL });
+    assert_eq!(world.asks(), []);
+    // And nobody flees there while another one is well.
+    world.facts(to).listening = false;
+    let (message, _) = world.run_until_asked(SEC);
+    assert!(!matches!(message, ToMeta::Move { to: A, .. }), "{message:?}");
+}
+
+#[test]
+fn a_path_that_is_not_tried_any_more_is_no_doubt() {
+    let mut world = settled();
+    tried(&mut world, 60 * MS, |p| if p == storage(C) { SMALL } else { FULL });
+    world.down.insert(storage(C));
+    world.input(Input::Interface { network: Network::Management, carrier: false });
+    tried(&mut world, 2 * SEC, |_| FULL);
+    world.log.clear();
+    tried(&mut world, 2 * SEC, |p| if p == storage(C) { Outcome::Silent } else { FULL });
+    let sweeps = world.log.iter().filter(|(_, e)| matches!(e, Effect::TrySizes(_))).count();
+    assert!(sweeps <= 5, "{sweeps}");
 }
