@@ -37,7 +37,7 @@ const OTHERS: &[&str] = &[
 ];
 /// A client that is served by the same server as the one that is wedged: a server that serves nobody is another fault.
 const SECOND: u32 = 2;
-/// A wedged client writes nothing for so long at least, before its connection is reset.
+/// A wedged client writes nothing for so long at least.
 const STUCK: Duration = Duration::from_secs(1);
 /// Why the kernel drops packets of a client that it served.
 const CLOSED: [&str; 2] = ["not_admitted", "lease_expired"];

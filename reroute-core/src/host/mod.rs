@@ -120,8 +120,6 @@ pub struct Machine {
     refused: BTreeMap<ScvmId, BootNs>,
     /// Left because its storage was stuck, then.
     stuck: BTreeMap<ScvmId, BootNs>,
-    /// The trouble with a storage, by its begin, for which this host's connections began anew.
-    reconnected: Option<BootNs>,
     reported_at: Option<BootNs>,
 
     /// Of the last leader whose order was followed.
@@ -205,7 +203,6 @@ impl Machine {
             quiet_awaited: None,
             refused: BTreeMap::new(),
             stuck: BTreeMap::new(),
-            reconnected: None,
             reported_at: None,
             term: record.term,
             login,

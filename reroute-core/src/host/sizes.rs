@@ -141,7 +141,11 @@ impl Machine {
         for (path, fits) in changes {
             let narrow = fits == Fits::Lost;
             let Some(state) = self.paths.get_mut(&path) else { continue };
-            state.small_only = fits != Fits::All;
+            let small_only = fits != Fits::All;
+            if std::mem::replace(&mut state.small_only, small_only) && !small_only {
+                // Whatever pulses said meanwhile: well it is from now on.
+                state.healthy_since = state.healthy_since.map(|_| now);
+            }
             // Once lost it stays so until full frames pass: nobody suffers where nobody is.
             if state.narrow == narrow || state.narrow && fits == Fits::Small {
                 continue;

@@ -5,9 +5,6 @@ use super::*;
 /// A server that answers NULL and nothing that needs its storage is waited for this long: longer than a slow server or a
 /// storage that elects should take.
 const STORAGE_HUNG_NS: u64 = 5 * SEC;
-/// Where this host is its server's only client, its own dead connection looks the same: it gets a new one before, if there
-/// is a server to go to. Not earlier: the calls that wait are orphans from then on, whatever comes of it.
-const NEW_CONNECTION_NS: u64 = 4 * SEC;
 
 impl Machine {
     /// The server answers, its storage does not: left only for a server that is seen to reach its own. True: that is
@@ -15,28 +12,13 @@ impl Machine {
     pub(super) fn leave_stuck_storage(&mut self, login: Current, now: BootNs, fx: &mut Effects) -> bool {
         let server = self.servers.get(&login.scvm).filter(|s| s.facts.is_some_and(|f| f.data_silent));
         let since = server.and_then(|s| s.without_storage_since);
-        let Some((since, stuck_ns)) =
-            since.map(|at| (at, now.since(at))).filter(|(_, ns)| *ns >= NEW_CONNECTION_NS)
-        else {
+        let Some(stuck_ns) = since.map(|at| now.since(at)).filter(|ns| *ns >= STORAGE_HUNG_NS) else {
             self.faults.remove("storage");
             return false;
         };
         let reaches = |p: Path| self.servers.get(&p.scvm).is_some_and(|s| s.reaches_storage(stuck_ns));
         let to = self.best(now, |p| p.scvm != login.scvm && reaches(p));
         let may_move = self.meta_is_usable(now) && self.budget.left(now) > 0;
-        if stuck_ns < STORAGE_HUNG_NS {
-            if to.is_some() && may_move && self.reconnected != Some(since) {
-                self.reconnected = Some(since);
-                let what = format!(
-                    "no call for data is answered by {} for {} ms: this host's connections begin anew",
-                    login.scvm,
-                    NEW_CONNECTION_NS / MS
-                );
-                fx.push(Effect::Journal(Event::Fault { what }));
-                fx.push(Effect::DestroySockets { keep: None });
-            }
-            return true;
-        }
         match to.filter(|_| may_move) {
             Some(to) => {
                 let reason = format!(

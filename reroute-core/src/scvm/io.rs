@@ -150,8 +150,6 @@ pub enum Purpose {
     Fence,
     /// Of a client without an agent that is not served: it is to come with new ones.
     Unseen,
-    /// Of a client that gets no replies while others do: it is to begin anew, here.
-    Wedged,
 }
 
 /// Sockets of a host: how many were destroyed, how many are left.

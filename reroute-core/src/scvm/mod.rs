@@ -10,7 +10,7 @@
 //! | [`revoke`] | order Revoke: fence, drain, kill, proof |
 //! | [`wanted`] | clients without an agent that call here: told to Meta |
 //! | [`client_reset`] | connections of a client that cannot end them itself |
-//! | [`wedged`] | clients that get no replies while others do: their connections are reset |
+//! | [`wedged`] | clients that get no replies while others do: they are named |
 //! | [`blocks`] | whom an operator keeps away |
 //! | [`outbox`] | answers to Meta, sent until taken in |
 //! | [`limits`] | how old a call may grow, per client: a machine of its own beside this one |
@@ -285,9 +285,6 @@ impl Scvm {
             Input::Purged { host, purpose: Purpose::Unseen, purge, .. } => {
                 self.closed_unseen(host, purge, now, out)
             }
-            Input::Purged { host, purpose: Purpose::Wedged, purge, .. } => {
-                self.wedged_reset(host, purge, now, out)
-            }
             Input::Purged { host, epoch, purpose: Purpose::Fence, purge } => {
                 if matches!(purge, Ok(Purge { left: 0, .. })) {
                     self.admission.cleaned(host, epoch);
@@ -346,7 +343,7 @@ impl Scvm {
         let wanted_from = self.revokes.values().filter_map(|r| r.probe_from(&world)).max();
         self.server.tick(wanted_from, now, out);
         self.tell_wanted(now, out);
-        self.reset_wedged(now, out);
+        self.tell_wedged(now, out);
         let carrier = !self.server.no_carrier.contains(&Network::Storage);
         if carrier && self.duplicate.as_mut().is_some_and(|d| d.is_due(now)) {
             out.push(Effect::AskOwnAddress);

@@ -103,9 +103,9 @@ impl Scvm {
         }
         alarms.extend(self.session.problem().map(str::to_string));
         alarms.extend(self.server.problem.clone());
-        for host in self.wedged.hopeless(now) {
+        for host in self.wedged.said() {
             alarms.push(format!(
-                "{host} gets no replies here while others do, and a new connection has not helped: move it (`route set` on that host)"
+                "{host} gets no replies here while others do: its client may give the connection up by itself; else move it (`logins evict`), which fences what still waits here"
             ));
         }
         // On its way here, a client stands still for some ms: that is no alarm.

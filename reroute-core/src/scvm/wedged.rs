@@ -1,20 +1,19 @@
-//! A client that gets no replies while others do: its connection is reset, so that it begins anew at the same server.
+//! A client that gets no replies while others do: said, and left alone.
 //!
-//! Busy is not dead, but one connection can be (design §7): a thread of the server that holds it waits for ever, or its
-//! bytes were lost. Of the server this says nothing, so nobody moves, and nothing is killed.
+//! Busy is not dead, but one connection can be: a thread of the server that holds it waits for ever, or its bytes were
+//! lost. Of the server this says nothing, so nobody moves, and nothing is killed. Nor is the connection reset: its client
+//! would send again what is still in progress here, go on, and be overwritten when that is executed after all (adr/0023).
 
 use super::Scvm;
-use super::io::{ClientFacts, Effect, Outcome, Purge, Purpose};
+use super::io::{ClientFacts, Effect};
 use crate::ids::*;
 use crate::timeline::Event;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A client's calls wait for so long, and it gets no reply: longer than a server that is only slow takes.
 const WEDGED_NS: u64 = 5 * SEC;
 /// Others count as served if a reply has left within this.
 const SERVED_NS: u64 = SEC;
-/// The same client is not reset again before.
-const AGAIN_NS: u64 = 60 * SEC;
 
 /// A client with calls in progress.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -27,7 +26,7 @@ struct Waits {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Wedged {
     waits: BTreeMap<HostId, Waits>,
-    reset: BTreeMap<HostId, BootNs>,
+    said: BTreeSet<HostId>,
 }
 
 impl Wedged {
@@ -42,13 +41,9 @@ impl Wedged {
         }
     }
 
-    fn wedged(&self, now: BootNs) -> impl Iterator<Item = HostId> {
-        self.waits.iter().filter(move |(_, w)| now.since(w.since) >= WEDGED_NS).map(|(host, _)| *host)
-    }
-
-    /// Clients that were reset, and are wedged again.
-    pub fn hopeless(&self, now: BootNs) -> Vec<HostId> {
-        self.wedged(now).filter(|host| self.reset.contains_key(host)).collect()
+    /// Clients that are wedged, and were said to be.
+    pub fn said(&self) -> &BTreeSet<HostId> {
+        &self.said
     }
 }
 
@@ -58,42 +53,23 @@ impl Scvm {
         for client in self.clients.values() {
             self.wedged.learn(client, now);
         }
+        let waits = &self.wedged.waits;
+        let wedged = |host: &HostId| waits.get(host).is_some_and(|w| now.since(w.since) >= WEDGED_NS);
+        self.wedged.said.retain(wedged);
     }
 
-    pub(super) fn reset_wedged(&mut self, now: BootNs, out: &mut Vec<Effect>) {
-        self.wedged.reset.retain(|_, at| now.since(*at) < AGAIN_NS);
+    pub(super) fn tell_wedged(&mut self, now: BootNs, out: &mut Vec<Effect>) {
         if now.since(self.server.facts().last_reply_at) > SERVED_NS {
             return; // nobody is served: that is another matter
         }
-        let wedged: Vec<HostId> =
-            self.wedged.wedged(now).filter(|host| !self.wedged.reset.contains_key(host)).collect();
-        for host in wedged {
-            self.wedged.reset.insert(host, now);
-            self.wedged.waits.remove(&host);
-            let what = format!(
-                "{host} has got no reply for {} s while others have: its connection is reset, the server is not left",
-                WEDGED_NS / SEC
-            );
-            out.push(Effect::Journal { at: now, event: Event::Fault { what } });
-            let epoch = Epoch(self.admission.word(host).epoch());
-            out.push(Effect::PurgeSockets { host, epoch, purpose: Purpose::Wedged });
-        }
-    }
-
-    pub(super) fn wedged_reset(
-        &mut self,
-        host: HostId,
-        purge: Outcome<Purge>,
-        now: BootNs,
-        out: &mut Vec<Effect>,
-    ) {
-        let event = match purge {
-            Ok(Purge { destroyed, .. }) => Event::SocketsReset { count: destroyed },
-            Err(why) => {
-                self.wedged.reset.remove(&host); // once more, when it has waited for as long again
-                Event::Fault { what: format!("the connection of {host} was not reset: {why}") }
+        for (host, waits) in &self.wedged.waits {
+            if now.since(waits.since) >= WEDGED_NS && self.wedged.said.insert(*host) {
+                let what = format!(
+                    "{host} has got no reply for {} s while others have: the server is not left, and the connection not reset",
+                    WEDGED_NS / SEC
+                );
+                out.push(Effect::Journal { at: now, event: Event::Fault { what } });
             }
-        };
-        out.push(Effect::Journal { at: now, event });
+        }
     }
 }

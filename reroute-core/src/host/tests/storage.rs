@@ -28,32 +28,6 @@ fn it_is_left_for_one_that_reaches_its_own() {
     assert_eq!(kinds(&asks[0]), [EvidenceKind::DataSilent]);
 }
 
-/// It may be this host's connection alone.
-#[test]
-fn its_connections_begin_anew_before() {
-    let resets = |world: &World| {
-        world.log.iter().filter(|(_, e)| matches!(e, Effect::DestroySockets { keep: None })).count()
-    };
-    let mut world = stuck(3900 * MS);
-    assert_eq!(resets(&world), 0);
-    world.run(1000 * MS);
-    assert_eq!((resets(&world), world.asks()), (1, vec![]));
-    // An answer on the new one: nobody moves.
-    world.facts(A).data_silent = false;
-    world.facts(A).data_reply_age_ns = 0;
-    world.run(10 * SEC);
-    assert_eq!((resets(&world), world.asks(), world.routes()), (1, vec![], vec![]));
-
-    // Where nobody reaches the storage it would only make orphans.
-    let mut world = World::settled();
-    for scvm in [A, B, C] {
-        world.facts(scvm).data_silent = true;
-        world.facts(scvm).data_reply_age_ns = u64::MAX;
-    }
-    world.run(20 * SEC);
-    assert_eq!((resets(&world), world.asks()), (0, vec![]));
-}
-
 #[test]
 fn it_is_not_left_where_nobody_reaches_the_storage() {
     for spoil in [
@@ -96,7 +70,7 @@ fn without_meta_it_is_not_left() {
     assert!(world.faults()[0].contains("no move can be asked for now"), "{:?}", world.faults());
 }
 
-/// The connection is a new one: no call for a moment, and then they wait again.
+/// The client has begun a new connection: no call for a moment, and then they wait again.
 #[test]
 fn a_moment_without_calls_is_no_answer() {
     let mut world = stuck(4100 * MS);
