@@ -75,9 +75,17 @@ impl Machine {
         // A quiet moment is over soon: whoever waited for one takes it now.
         let quiet = self.quiet_awaited.is_some()
             && self.login.is_some_and(|l| l.scvm == path.scvm && !self.is_busy(l.scvm));
-        if news || quiet {
+        if news || quiet || self.is_stranded() {
             self.decide(now, fx);
         }
+    }
+
+    /// The host is to leave where it is, and has not found out where to: each answer may be the one that was missing.
+    fn is_stranded(&self) -> bool {
+        matches!(self.phase, phase::Phase::Settled)
+            && self
+                .login
+                .is_some_and(|l| self.has_failed(l.scvm) || self.health(self.path_now()) == Health::Failed)
     }
 
     /// The server behind the login was restarted in place: what this host still holds open there is void.

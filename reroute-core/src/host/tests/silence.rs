@@ -192,3 +192,22 @@ fn one_moment_is_one_word() {
     world.facts(A).listening = true;
     assert_eq!(world.asks(), []);
 }
+
+/// The standbys were asked when the doubt began, and answer a little later than the server that has failed.
+#[test]
+fn a_verdict_does_not_wait_a_beat_for_its_target() {
+    for phase in 0..60 {
+        let mut world = World::settled();
+        world.slow = [(B, MS), (C, MS)].into();
+        world.run(200 * MS + phase * MS);
+        world.log.clear();
+        world.facts(A).listening = false;
+        world.run(30 * MS);
+        let first = |of: &dyn Fn(&Effect) -> bool| world.log.iter().find(|(_, e)| of(e)).map(|(at, _)| *at);
+        let failed =
+            first(&|e| matches!(e, Effect::Journal(Event::Health { path: None, to, .. }) if to == "failed"));
+        let asked = first(&|e| matches!(e, Effect::Meta(ToMeta::Move { .. })));
+        let (failed, asked) = (failed.expect("failed"), asked.expect("asked"));
+        assert!(asked.since(failed) <= 2 * MS, "{} us, {phase}", asked.since(failed) / 1000);
+    }
+}
