@@ -54,6 +54,9 @@ fn trial(lab: &Lab, peer: &dyn Peer, turn: &Turn<'_>, nth: usize) -> anyhow::Res
     writer.wait_writes(clock::now(), WRITES, SOON)?;
     // Spread evenly over its round, whatever the number of trials.
     std::thread::sleep(peer.round().mul_f64((nth as f64 + 0.5) / turn.trials.max(1) as f64));
+    if !is_home(lab)? {
+        bail!("the route has left home before anything was struck");
+    }
     turn.phase("struck");
     let cut_off = peer.system().cut_off();
     let (at, watched) = match turn.case.strike {
