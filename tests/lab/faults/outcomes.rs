@@ -131,7 +131,7 @@ pub const OUTCOMES: &[Outcome] = &[
     moves("scvm-frozen", Needs::Storage, 2000, says("meta", CUT_OFF)),
     changes_path("host-storage-cut", 500, says("host1", &["is lost"])),
     changes_path("host-one-way-loss", 500, says("host1", &["is lost"])),
-    changes_path("link-flap", 500, says("host1", &["put back: no route was found"])),
+    changes_path("link-flap", 500, says("host1", &["put back: no route was found", "is lost"])),
     changes_path("mtu-mismatch", 2000, says("host1", &["MTU"])),
     nothing("server-slow", 6000, says("meta", &["calls wait too long"])),
     nothing("one-client-wedged", 4000, says("meta", &["calls wait too long"])),
