@@ -105,7 +105,7 @@ impl FenceProof {
 }
 
 /// How a host stands, as it tells Meta.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct HostReport {
     /// The login it acts on (0: none).
     pub epoch: Epoch,

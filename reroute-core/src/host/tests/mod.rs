@@ -80,6 +80,29 @@ pub struct World {
     coming: VecDeque<(BootNs, Input)>,
 }
 
+fn sessions(states: &[(ScvmId, SessionState)]) -> Vec<SessionView> {
+    let session = |(scvm, state): &(ScvmId, SessionState)| SessionView {
+        scvm: *scvm,
+        name: String::new(),
+        state: *state,
+        age_ns: 0,
+        keepalive_age_ns: None,
+        incarnation: Incarnation(1),
+        health: ServerHealth::default(),
+        reason: String::new(),
+    };
+    states.iter().map(session).collect()
+}
+
+/// Everybody's session is alive.
+fn all_alive() -> Vec<SessionView> {
+    sessions(&[A, B, C].map(|scvm| (scvm, SessionState::Alive)))
+}
+
+fn is_drained(scvm: ScvmId) -> DrainView {
+    DrainView { scvm, draining: Draining { actor: "test".into(), at_unix_ms: 1 } }
+}
+
 impl World {
     pub fn new(record: Record, route: Found) -> World {
         World::with(settings(), record, route)
@@ -265,21 +288,9 @@ impl World {
         self.input(Input::Order(FromMeta { term: Term(term), seq: 1, order }));
     }
 
-    pub fn view(&mut self, sessions: &[(ScvmId, SessionState)]) {
-        let sessions = sessions
-            .iter()
-            .map(|(scvm, state)| SessionView {
-                scvm: *scvm,
-                name: String::new(),
-                state: *state,
-                age_ns: 0,
-                keepalive_age_ns: None,
-                incarnation: Incarnation(1),
-                health: ServerHealth::default(),
-                reason: String::new(),
-            })
-            .collect();
-        self.order(Order::View { view: ClusterView { sessions, ..ClusterView::default() } });
+    pub fn view(&mut self, states: &[(ScvmId, SessionState)]) {
+        let view = ClusterView { sessions: sessions(states), ..ClusterView::default() };
+        self.order(Order::View { view });
     }
 
     /// Ticks for `ns`.

@@ -3,20 +3,8 @@
 use super::*;
 
 fn drained(scvm: ScvmId) -> Order {
-    let sessions = [A, B, C].map(|scvm| SessionView {
-        scvm,
-        name: String::new(),
-        state: SessionState::Alive,
-        age_ns: 0,
-        keepalive_age_ns: None,
-        incarnation: Incarnation(1),
-        health: ServerHealth::default(),
-        reason: String::new(),
-    });
-    let draining = DrainView { scvm, draining: Draining { actor: "alice".into(), at_unix_ms: 5 } };
-    Order::View {
-        view: ClusterView { sessions: sessions.into(), draining: vec![draining], ..ClusterView::default() },
-    }
+    let draining = vec![is_drained(scvm)];
+    Order::View { view: ClusterView { sessions: all_alive(), draining, ..ClusterView::default() } }
 }
 
 /// Local A is drained (its kernel answers pulses); the host is at B, whose storage path is lost and comes back.

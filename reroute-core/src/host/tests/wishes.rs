@@ -3,27 +3,14 @@
 use super::*;
 
 fn drain(world: &mut World, scvms: &[ScvmId]) {
-    let session = |scvm: &ScvmId| SessionView {
-        scvm: *scvm,
-        name: String::new(),
-        state: SessionState::Alive,
-        age_ns: 0,
-        keepalive_age_ns: None,
-        incarnation: Incarnation(1),
-        health: ServerHealth::default(),
-        reason: String::new(),
-    };
-    let sessions = [A, B, C].iter().map(session).collect();
     let login = Login {
         host: HostId(1),
         state: LoginState::At { scvm: A, epoch: Epoch(1), proof: FenceProof::FirstLogin },
         term: Term(1),
         reason: String::new(),
     };
-    let draining =
-        |scvm: &ScvmId| DrainView { scvm: *scvm, draining: Draining { actor: "test".into(), at_unix_ms: 1 } };
     let view = ClusterView {
-        sessions,
+        sessions: all_alive(),
         logins: vec![LoginView {
             login,
             age_ns: 0,
@@ -31,7 +18,7 @@ fn drain(world: &mut World, scvms: &[ScvmId]) {
             holder: None,
             ghost: false,
         }],
-        draining: scvms.iter().map(draining).collect(),
+        draining: scvms.iter().map(|scvm| is_drained(*scvm)).collect(),
         ..ClusterView::default()
     };
     world.order(Order::View { view });

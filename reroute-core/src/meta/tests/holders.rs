@@ -256,17 +256,8 @@ fn a_release_of_the_future_proves_nothing() {
     let future = ToMeta::Released { epoch: Epoch(50) };
     let (reply, _) = send(&mut w.master, NodeId::Host(X), 900, future, w.now);
     assert!(matches!(reply, MetaReply::Refused { error: Refusal::StaleEpoch { .. } }), "{reply:?}");
-    let report = HostReport {
-        epoch: Epoch(1),
-        scvm: Some(A),
-        path: None,
-        reason: String::new(),
-        route_age_ns: 0,
-        released: Some(Epoch(50)),
-        last_move_gap_ns: None,
-        error: None,
-        paths: vec![],
-    };
+    let report =
+        HostReport { epoch: Epoch(1), scvm: Some(A), released: Some(Epoch(50)), ..HostReport::default() };
     send(&mut w.master, NodeId::Host(X), 901, ToMeta::HostReport { report }, w.now);
     // Its host goes on affirming A, which Meta cannot reach; the move must wait for the host's own release.
     w.scvms.get_mut(&A).unwrap().up = false;
@@ -293,17 +284,7 @@ fn a_release_of_the_future_proves_nothing() {
 fn two_agents_that_speak_as_one_host_are_named_once() {
     let mut w = at_a();
     let report = |w: &World| {
-        let mut report = HostReport {
-            epoch: Epoch(1),
-            scvm: Some(A),
-            path: None,
-            reason: String::new(),
-            route_age_ns: 0,
-            released: None,
-            last_move_gap_ns: None,
-            error: None,
-            paths: vec![],
-        };
+        let mut report = HostReport { epoch: Epoch(1), scvm: Some(A), ..HostReport::default() };
         report.route_age_ns = w.now;
         ToMeta::HostReport { report }
     };

@@ -69,13 +69,8 @@ impl World {
                 self.host.at.map_or(if self.host.evicted { self.host.moving } else { 0 }, |(e, _)| e),
             ),
             scvm: self.host.at.map(|(_, s)| s),
-            path: None,
-            reason: String::new(),
-            route_age_ns: 0,
             released: (self.host.released > 0).then_some(Epoch(self.host.released)),
-            last_move_gap_ns: None,
-            error: None,
-            paths: vec![],
+            ..HostReport::default()
         };
         self.send(NodeId::Host(X), ToMeta::HostReport { report });
     }

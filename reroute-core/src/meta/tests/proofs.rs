@@ -289,12 +289,8 @@ fn no_command_while_the_session_lives_or_somebody_is_served_there() {
         epoch: Epoch(5),
         scvm: Some(B),
         path: Some(path),
-        reason: String::new(),
-        route_age_ns: 0,
-        released: None,
-        last_move_gap_ns: None,
-        error: None,
         paths: vec![health(state)],
+        ..HostReport::default()
     };
     for _ in 0..40 {
         host.report = Some((report(Health::Healthy), BootNs(w.now)));

@@ -55,17 +55,7 @@ impl Reports {
             last_reply_age_ns: None,
         };
         let paths = vec![path(Network::Storage, storage), path(Network::Management, management)];
-        let report = HostReport {
-            epoch: Epoch(0),
-            scvm: None,
-            path: None,
-            reason: String::new(),
-            route_age_ns: 0,
-            released: None,
-            last_move_gap_ns: None,
-            error: None,
-            paths,
-        };
+        let report = HostReport { paths, ..HostReport::default() };
         self.send(NodeId::Host(host), ToMeta::HostReport { report }, ms);
     }
 

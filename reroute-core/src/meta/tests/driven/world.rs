@@ -241,17 +241,7 @@ impl World {
             rtt_ns: None,
             last_reply_age_ns: None,
         });
-        let report = HostReport {
-            epoch: Epoch(0),
-            scvm: None,
-            path: None,
-            reason: String::new(),
-            route_age_ns: 0,
-            released: None,
-            last_move_gap_ns: None,
-            error: None,
-            paths: paths.into_iter().chain(more).collect(),
-        };
+        let report = HostReport { paths: paths.into_iter().chain(more).collect(), ..HostReport::default() };
         self.say(NodeId::Host(id), ToMeta::HostReport { report });
     }
 
