@@ -15,6 +15,7 @@
 //! | [`storage`] | a server that answers, and whose storage does not |
 //! | [`client_reset`] | sockets that this kernel cannot destroy |
 //! | [`evicted`] | an operator ended the login, or keeps this host away |
+//! | [`answers`] | what Meta answers to what it was told |
 //! | [`phase`], [`moves`] | a move from Meta's order to the arrival |
 //! | [`route`] | the route: set, put back, adopted, refused |
 //! | [`notes`] | what outlives the process besides the login |
@@ -25,6 +26,7 @@
 //!
 //! Everything that can fail comes back as an [`Input`]; nothing is assumed to have worked.
 
+mod answers;
 mod case;
 pub(crate) mod choice;
 mod client_reset;
